@@ -1,0 +1,77 @@
+# Needs GNU make and Python 3.11 or newer. Everything is installed into $(VENV), nothing outside.
+
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= cpu
+LAB_FLAGS ?=
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+THEORY := $(wildcard notebooks/01_theory.ipynb)
+NOTEBOOKS := $(filter-out $(THEORY),$(wildcard notebooks/*.ipynb))
+NBVAL := $(PY) -m pytest -x --nbval-current-env --nbval-cell-timeout=300
+
+# A notebook asks for the kernel "python3": the one of the virtual environment, and no other.
+unexport JUPYTER_PATH
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow bench lab clean
+
+help:
+	@echo "Targets (PYTHON=$(PYTHON) VENV=$(VENV) PROFILE=$(PROFILE)):"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## install everything into .venv and fetch the embedded model
+	@$(PY) -m aisp.assets
+
+$(PY):
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: '$(PYTHON)' not found. Install Python 3.11 or newer, or name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("error: $(PYTHON) is Python %d.%d; 3.11 or newer is needed. Name another one: make setup PYTHON=python3.12" % v[:2])'
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)"
+
+$(STAMP): requirements.txt pyproject.toml | $(PY)
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip
+	$(PY) -m pip install -r requirements.txt
+	$(PY) -m pip install --no-deps -e .
+	@touch $@
+
+run: setup ## execute the quickstart notebook and print its results (PROFILE=smoke, cpu or gpu)
+	@mkdir -p outputs
+	$(PY) -m papermill notebooks/00_quickstart.ipynb outputs/00_quickstart.ipynb -k python3 -p profile $(PROFILE) --progress-bar --log-level WARNING --stderr-file -
+	@echo
+	@$(PY) -m aisp.experiment show data/results/$(PROFILE)/quickstart.jsonl
+	@echo
+	@echo "executed notebook: outputs/00_quickstart.ipynb"
+	@echo "records:           data/results/$(PROFILE)/quickstart.jsonl"
+	@for f in figures/$(PROFILE)/*quickstart*; do [ ! -e "$$f" ] || echo "figure:            $$f"; done
+
+test: setup ## lint, run the fast tests, and execute every notebook as a test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest -m "not slow and not gpu"
+# Stored smoke records would let the notebooks resume, and so test nothing.
+ifneq ($(THEORY)$(NOTEBOOKS),)
+	@rm -rf data/results/smoke figures/smoke
+endif
+ifneq ($(THEORY),)
+	$(NBVAL) --nbval $(THEORY)
+endif
+ifneq ($(NOTEBOOKS),)
+	$(NBVAL) --nbval-lax $(NOTEBOOKS)
+endif
+
+test-slow: setup ## run the tests that `make test` leaves out for their length
+	$(PY) -m pytest -m "slow and not gpu"
+
+bench: setup ## measure the decoding engine on this machine
+	$(PY) -m aisp.bench
+
+lab: setup ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab $(LAB_FLAGS) notebooks/
+
+clean: ## remove executed notebooks, smoke results and caches; keep .venv and stored results
+	rm -rf outputs data/results/smoke figures/smoke build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find aisp tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

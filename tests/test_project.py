@@ -1,0 +1,192 @@
+"""The files around the code agree with each other: pins, metadata, Makefile, CI, notebooks."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+HEAVY = ["datasets", "papermill", "seaborn", "matplotlib", "pandas", "sentence_transformers", "ray"]
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
+
+
+# -- dependencies ---------------------------------------------------------------------------------
+
+
+def pins() -> list[Requirement]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in (raw.split("#")[0].strip() for raw in lines) if line]
+
+
+def pinned_versions() -> dict[str, str]:
+    return {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins()}
+
+
+def declared() -> list[Requirement]:
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    return [Requirement(d) for d in sum(extras, PROJECT["project"]["dependencies"])]
+
+
+def test_every_requirement_is_one_exact_version_and_torch_is_the_first():
+    assert pins()[0].name == "torch"
+    for pin in pins():
+        assert [s.operator for s in pin.specifier] == ["=="], f"{pin} is no exact version"
+        assert "*" not in str(pin.specifier), f"{pin} is no exact version"
+    assert len(pinned_versions()) == len(pins()), "a package is pinned twice"
+
+
+@pytest.mark.parametrize("requirement", declared(), ids=str)
+def test_every_declared_dependency_is_pinned_within_its_range(requirement):
+    version = pinned_versions().get(canonicalize_name(requirement.name))
+    assert version is not None, f"requirements.txt has no {requirement.name}"
+    assert requirement.specifier.contains(version), f"{version} is not in {requirement}"
+
+
+def test_nothing_is_pinned_that_is_not_declared():
+    assert set(pinned_versions()) <= {canonicalize_name(d.name) for d in declared()}
+
+
+def test_conda_environment_reads_the_pins_and_repeats_none():
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    (pip_section,) = (entry["pip"] for entry in entries if isinstance(entry, dict))
+    assert pip_section == ["-r requirements.txt", "-e ."]
+    conda = [re.split(r"[\s<>=!]", entry)[0] for entry in entries if isinstance(entry, str)]
+    assert sorted(conda) == ["pip", "python"], "versions of packages belong in requirements.txt"
+
+
+# -- the package ----------------------------------------------------------------------------------
+
+
+def test_every_package_is_shipped():
+    folders = {path.parent for path in (ROOT / "aisp").rglob("*.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert packages | {"aisp.data"} == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_data_files_of_the_package_exist():
+    for name, patterns in PROJECT["tool"]["setuptools"]["package-data"].items():
+        folder = ROOT / PROJECT["tool"]["setuptools"]["package-dir"][name]
+        for pattern in patterns:
+            assert list(folder.glob(pattern)), f"{folder.name}/{pattern} matches no file"
+
+
+def test_import_is_light():
+    code = (
+        "import json, sys, time, aisp\n"
+        f"heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"
+        "print(json.dumps([time.process_time(), heavy, aisp.__version__]))"
+    )
+    seconds = []
+    for _ in range(2):  # the first may read cold files; CPU time, so that a busy machine passes
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        cpu, heavy, version = json.loads(done.stdout.splitlines()[-1])
+        assert heavy == [], f"`import aisp` also imports {heavy}"
+        assert version == PROJECT["project"]["version"]
+        seconds.append(cpu)
+        if cpu < 5:
+            break
+    assert min(seconds) < 5, f"`import aisp` took {seconds} s of CPU time"
+
+
+def test_citation_agrees_with_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    assert str(citation["version"]) == PROJECT["project"]["version"]
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert "2510.26219" in citation["references"][0]["url"]
+
+
+# -- make and CI ----------------------------------------------------------------------------------
+
+
+def test_make_alone_lists_every_target():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    env = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    done = subprocess.run(["make"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    listed = re.findall(r"^ +make ([a-z-]+) +\S", done.stdout, flags=re.MULTILINE)
+    phony = re.search(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert listed == phony[1].split()
+    assert {"setup", "run", "test", "test-slow", "bench", "lab", "clean"} <= set(listed)
+
+
+def test_ci_runs_make_test():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK), ".ci/run is not executable"
+    assert re.search(r"^exec make test$", script.read_text(), flags=re.MULTILINE)
+
+
+def test_no_file_names_a_folder_of_one_machine():
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    # A made-up home in an example is fine: that of "me", "you" or "user".
+    home = r"(?<![\w.~/-])/(?:home|Users|root)/(?!(?:me|you|user)\b)\w"
+    checkout = rf"(?<![\w./]){re.escape(str(ROOT))}\b"
+    private = re.compile(f"{home}|{checkout}" if len(ROOT.parts) > 2 else home)
+    found = []
+    for name in filter(None, listing.stdout.split("\0")):
+        try:
+            text = (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):  # an image, or a file deleted since
+            continue
+        found += [f"{name}: {match[0]}" for match in private.finditer(text)]
+    assert found == []
+
+
+# -- notebooks ------------------------------------------------------------------------------------
+
+
+def cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def parameters_cell(path: Path) -> str:
+    tagged = [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1, f"{len(tagged)} cells are tagged `parameters`"
+    return "".join(tagged[0]["source"])
+
+
+@each_notebook
+def test_parameters_cell_is_plain_and_papermill_reads_all_of_it(path):
+    """Papermill reads the cell with a regular expression, and only warns of what it misses."""
+    from papermill import inspect_notebook
+
+    values = {}
+    for statement in ast.parse(parameters_cell(path)).body:
+        assert isinstance(statement, ast.Assign), f"line {statement.lineno}: not `name = literal`"
+        (target,) = statement.targets
+        assert isinstance(target, ast.Name), f"line {statement.lineno}: not one plain name"
+        assert statement.lineno == statement.end_lineno, f"{target.id} takes more than one line"
+        values[target.id] = ast.literal_eval(statement.value)
+    assert values, "there are no parameters"
+
+    seen = inspect_notebook(str(path))
+    assert {name: ast.literal_eval(p["default"]) for name, p in seen.items()} == values
+    assert [name for name, p in seen.items() if not p["help"]] == [], "parameters without a comment"
+
+
+@each_notebook
+def test_no_stored_errors(path):
+    for number, cell in enumerate(cells(path)):
+        kinds = [output["output_type"] for output in cell.get("outputs", [])]
+        assert "error" not in kinds, f"cell {number} stores an error"
