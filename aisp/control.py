@@ -1,0 +1,141 @@
+"""The derivation in code: what AISP computes between one batch of rewards and the next mean.
+
+Decoding is a dynamical system whose control input v_t ~ N(u_t, sigma^2 I) is added to the
+pre-logit z_t. With base law P = N(0, sigma^2 I) over V = (v_1 ... v_tau), controlled law
+Q_U = N(U, sigma^2 I) and reward r(V), AISP minimizes
+
+    J(U) = -E_{Q_U}[r(V)] + lam KL(Q_U || P).
+
+The unrestricted optimum is Q*(V) proportional to exp(r(V) / lam) p(V), whose value is the free
+energy; the Gaussian closest to it, argmin_U KL(Q* || Q_U), has mean E_{Q*}[V], and that expectation
+is estimated by self-normalized importance sampling from the current Q_U (Kanai et al.,
+arXiv:2510.26219, the method section; the alpha of `log_weights` is that of model predictive path
+integral control, Williams et al., arXiv:1707.02342).
+
+Every function here is a pure function of tensors. Weights are computed in float64 through
+log-sum-exp: rewards divided by a small lam overflow anything less careful.
+"""
+
+import torch
+from torch import Tensor
+
+
+def log_weights(
+    rewards: Tensor, U: Tensor, V: Tensor, *, lam: float, sigma: float, alpha: float = 0.0
+) -> Tensor:
+    """Normalized log importance weights of perturbations drawn from Q_U.
+
+        log w_i = r_i / lam - (1 - alpha) / sigma^2 * sum_t u_t . v_t^i + const
+
+    alpha = 0 is the exact density ratio Q* / Q_U (up to its constant); alpha = 1 drops the KL cost.
+    The paper runs alpha close to 1. Source: arXiv:2510.26219, the importance weights of the update.
+
+    Args:
+        rewards: (..., n), any real dtype; -inf is a rejected response and gets weight 0.
+        U: (..., tau, d), mean of the law that V was drawn from.
+        V: (..., n, tau, d), the perturbations themselves (not V - U).
+        lam: temperature of the reward and weight of the KL term, > 0.
+        sigma: standard deviation of the perturbation, > 0.
+        alpha: in [0, 1].
+
+    Returns:
+        (..., n) float64, logsumexp over the last dimension 0.
+
+    Raises:
+        ValueError: a parameter out of range, shapes that do not fit, a NaN or +inf reward, or a
+            row whose rewards are all -inf.
+    """
+    _check_positive(lam=lam, sigma=sigma)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it must lie in [0, 1]")
+    if V.shape[:-2] != rewards.shape or V.shape[:-3] + V.shape[-2:] != U.shape:
+        raise ValueError(
+            f"shapes do not fit: rewards {tuple(rewards.shape)}, U {tuple(U.shape)}, "
+            f"V {tuple(V.shape)}; expected (..., n), (..., tau, d) and (..., n, tau, d)"
+        )
+    scores = _checked(rewards) / lam
+    if alpha < 1:
+        cross = V.double().flatten(-2) @ U.double().flatten(-2).unsqueeze(-1)  # (..., n, 1)
+        scores = scores - (1 - alpha) / sigma**2 * cross.squeeze(-1)
+    return torch.log_softmax(scores, dim=-1)
+
+
+def update_mean(log_w: Tensor, V: Tensor) -> Tensor:
+    """The importance-weighted mean of the perturbations: u_t <- sum_i w_i v_t^i.
+
+    Args:
+        log_w: (..., n) normalized log-weights, as `log_weights` returns them.
+        V: (..., n, tau, d).
+
+    Returns:
+        (..., tau, d), in V's dtype; summed in float64.
+    """
+    w = log_w.double().exp().unsqueeze(-2)  # (..., 1, n)
+    return (w @ V.double().flatten(-2)).squeeze(-2).unflatten(-1, V.shape[-2:]).to(V.dtype)
+
+
+def effective_sample_size(log_w: Tensor) -> Tensor:
+    """Kish's effective sample size 1 / sum_i w_i^2 of normalized log-weights.
+
+    Args:
+        log_w: (..., n) normalized log-weights.
+
+    Returns:
+        (...,) float64 in [1, n]: 1 where one sample carries all the weight, n where all are equal.
+    """
+    return torch.exp(-torch.logsumexp(2 * log_w.double(), dim=-1)).clamp(1, log_w.shape[-1])
+
+
+def gaussian_kl(U: Tensor, sigma: float) -> Tensor:
+    """KL(Q_U || P) = |U|^2 / (2 sigma^2) in nats, for N(U, sigma^2 I) against N(0, sigma^2 I).
+
+    Args:
+        U: (..., tau, d).
+        sigma: > 0.
+
+    Returns:
+        (...,) float64.
+    """
+    _check_positive(sigma=sigma)
+    return U.double().square().sum((-2, -1)) / (2 * sigma**2)
+
+
+def free_energy(rewards: Tensor, lam: float) -> Tensor:
+    """lam * log mean_i exp(r_i / lam): the estimate of lam * F = lam * log E_P[exp(r / lam)].
+
+    It is the best value of E_Q[r] - lam KL(Q || P) over all Q; estimated from draws of the base
+    law it is biased low, and the bias vanishes as n grows.
+
+    Args:
+        rewards: (..., n), rewards of draws from P; -inf allowed, but not for all of a row.
+        lam: > 0.
+
+    Returns:
+        (...,) float64, in units of reward; between the mean and the maximum of the rewards.
+
+    Raises:
+        ValueError: as `log_weights`.
+    """
+    _check_positive(lam=lam)
+    r = _checked(rewards)
+    n = torch.tensor(r.shape[-1], dtype=r.dtype)
+    return lam * (torch.logsumexp(r / lam, dim=-1) - n.log())
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} is {value}; it must be > 0")
+
+
+def _checked(rewards: Tensor) -> Tensor:
+    """Rewards in float64, refused where no weight could be computed from them."""
+    r = rewards.double()
+    if r.numel() == 0:
+        raise ValueError("no rewards: n is 0; at least one sample is needed")
+    if torch.isnan(r).any() or (r == torch.inf).any():
+        where = torch.nonzero(torch.isnan(r) | (r == torch.inf))[0].tolist()
+        raise ValueError(f"reward at {where} is {r[tuple(where)].item()}; use a number or -inf")
+    if (r == -torch.inf).all(-1).any():
+        raise ValueError("all rewards of one row are -inf: no sample can carry weight")
+    return r

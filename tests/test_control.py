@@ -1,0 +1,181 @@
+"""The derivation in code, against independent computations."""
+
+import numpy as np
+import pytest
+import torch
+
+from aisp import control
+
+
+def problem(seed=0, n=16, tau=5, d=7, batch=()):
+    g = torch.Generator().manual_seed(seed)
+    U = torch.randn(*batch, tau, d, generator=g)
+    V = U.unsqueeze(-3) + 0.5 * torch.randn(*batch, n, tau, d, generator=g)
+    return torch.randn(*batch, n, generator=g, dtype=torch.float64), U, V
+
+
+def numpy_weights(r, U, V, lam, sigma, alpha):
+    """The same weights, term by term: the ratio of densities with its KL cost scaled."""
+    r, U, V = (x.double().numpy() for x in (r, U, V))
+    scores = np.empty(len(r))
+    for i in range(len(r)):
+        log_p = -np.sum(V[i] ** 2) / (2 * sigma**2)
+        log_q = -np.sum((V[i] - U) ** 2) / (2 * sigma**2)
+        scores[i] = r[i] / lam + (1 - alpha) * (log_p - log_q)
+    w = np.exp(scores - scores.max())
+    return w / w.sum()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.99, 1.0])
+@pytest.mark.parametrize(("lam", "sigma"), [(1.0, 0.5), (0.2, 1.5), (30.0, 0.1)])
+def test_weights_are_the_density_ratio(alpha, lam, sigma):
+    r, U, V = problem()
+    got = control.log_weights(r, U, V, lam=lam, sigma=sigma, alpha=alpha).exp().numpy()
+    np.testing.assert_allclose(got, numpy_weights(r, U, V, lam, sigma, alpha), atol=1e-12)
+
+
+def test_weights_of_a_batch_are_those_of_its_rows():
+    r, U, V = problem(batch=(3, 2))
+    whole = control.log_weights(r, U, V, lam=0.7, sigma=0.5, alpha=0.5)
+    assert whole.dtype == torch.float64
+    for i in range(3):
+        for j in range(2):
+            one = control.log_weights(r[i, j], U[i, j], V[i, j], lam=0.7, sigma=0.5, alpha=0.5)
+            torch.testing.assert_close(whole[i, j], one)
+    torch.testing.assert_close(whole.logsumexp(-1), torch.zeros(3, 2, dtype=torch.float64))
+
+
+def test_small_lam_takes_the_best_sample_and_large_lam_the_plain_mean():
+    r, U, V = problem()
+    U = torch.zeros_like(U)
+    best = control.log_weights(r, U, V, lam=1e-8, sigma=0.5).exp()
+    assert best.argmax() == r.argmax()
+    torch.testing.assert_close(best.max(), torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(control.update_mean(best.log(), V), V[r.argmax()])
+    even = control.log_weights(r, U, V, lam=1e8, sigma=0.5)
+    torch.testing.assert_close(even.exp(), torch.full((16,), 1 / 16, dtype=torch.float64))
+    torch.testing.assert_close(control.update_mean(even, V), V.mean(0))
+
+
+def test_shift_of_the_rewards_changes_nothing_and_scale_is_one_over_lam():
+    r, U, V = problem()
+    w = control.log_weights(r, U, V, lam=0.5, sigma=0.5, alpha=0.9)
+    shifted = control.log_weights(r + 123.0, U, V, lam=0.5, sigma=0.5, alpha=0.9)
+    scaled = control.log_weights(4 * r, U, V, lam=2.0, sigma=0.5, alpha=0.9)
+    torch.testing.assert_close(shifted, w)
+    torch.testing.assert_close(scaled, w)
+
+
+def test_rejected_responses_carry_no_weight():
+    r, U, V = problem()
+    r[3] = -torch.inf
+    w = control.log_weights(r, U, V, lam=1.0, sigma=0.5, alpha=0.9)
+    assert w[3] == -torch.inf
+    kept = torch.arange(16) != 3
+    alone = control.log_weights(r[kept], U, V[kept], lam=1.0, sigma=0.5, alpha=0.9)
+    torch.testing.assert_close(w[kept], alone)
+    mean = control.update_mean(w, V)
+    torch.testing.assert_close(mean, control.update_mean(alone, V[kept]))
+    assert mean.isfinite().all()
+    assert control.effective_sample_size(w) <= 15
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([float("nan"), 1.0], r"reward at \[0\] is nan"),
+        ([0.0, float("inf")], r"reward at \[1\] is inf"),
+        ([-float("inf")] * 2, "all rewards of one row are -inf"),
+    ],
+)
+def test_rewards_without_a_weight_are_refused(rewards, message):
+    U, V = torch.zeros(1, 2), torch.zeros(2, 1, 2)
+    with pytest.raises(ValueError, match=message):
+        control.log_weights(torch.tensor(rewards), U, V, lam=1.0, sigma=0.5)
+    with pytest.raises(ValueError, match=message):
+        control.free_energy(torch.tensor(rewards), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"lam": 0.0}, "lam is 0.0; it must be > 0"),
+        ({"sigma": -1.0}, "sigma is -1.0; it must be > 0"),
+        ({"lam": float("nan")}, "lam is nan"),
+        ({"alpha": 1.1}, r"alpha is 1.1; it must lie in \[0, 1\]"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(bad, message):
+    r, U, V = problem()
+    with pytest.raises(ValueError, match=message):
+        control.log_weights(r, U, V, **{"lam": 1.0, "sigma": 0.5, "alpha": 0.5, **bad})
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    r, U, V = problem()
+    for args in ((r[:-1], U, V), (r, U[:-1], V), (r, U, V[..., :-1])):
+        with pytest.raises(ValueError, match="shapes do not fit"):
+            control.log_weights(*args, lam=1.0, sigma=0.5)
+
+
+def test_update_is_the_weighted_mean():
+    r, U, V = problem(batch=(2,))
+    log_w = control.log_weights(r, U, V, lam=0.3, sigma=0.5, alpha=0.2)
+    expected = np.einsum("pn,pntd->ptd", log_w.exp().numpy(), V.double().numpy())
+    got = control.update_mean(log_w, V)
+    assert got.shape == U.shape and got.dtype == V.dtype
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-6)
+
+
+def test_effective_sample_size_at_its_ends_and_between():
+    one_hot = torch.tensor([0.0, -torch.inf, -torch.inf])
+    assert control.effective_sample_size(one_hot) == 1
+    even = torch.full((5,), 1 / 5).log()
+    torch.testing.assert_close(
+        control.effective_sample_size(even),
+        torch.tensor(5.0, dtype=torch.float64),
+        rtol=1e-6,
+        atol=0,
+    )
+    w = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(control.effective_sample_size(w.log()), 1 / (w**2).sum())
+
+
+def test_gaussian_kl_against_torch_distributions():
+    _, U, _ = problem(batch=(3,))
+    law = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(
+        law(U.double(), 0.4), law(torch.zeros_like(U).double(), 0.4)
+    ).sum((-2, -1))
+    torch.testing.assert_close(control.gaussian_kl(U, 0.4), expected)
+
+
+def test_free_energy_of_a_gaussian_reward():
+    # r ~ N(0, s^2) gives lam log E exp(r / lam) = s^2 / (2 lam).
+    n, s, lam = 200_000, 0.8, 1.0
+    r = s * torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = (r / lam).exp()
+    error = lam * x.std() / x.mean() / n**0.5  # delta method
+    assert error < 0.01
+    assert abs(control.free_energy(r, lam) - s**2 / (2 * lam)) < 4 * error
+
+
+def test_a_linear_reward_moves_the_mean_to_its_known_optimum():
+    """r(V) = a . v has u* = E_{Q*}[v] = sigma^2 a / lam; exact weights (alpha = 0) find it."""
+    n, tau, d, sigma, lam = 40_000, 2, 2, 0.5, 0.7
+    g = torch.Generator().manual_seed(1)
+    a = torch.randn(tau, d, generator=g)
+    a /= a.norm()
+    target = sigma**2 * a / lam
+    U = torch.zeros(tau, d)
+    for _ in range(4):
+        V = U + sigma * torch.randn(n, tau, d, generator=g)
+        r = (V * a).sum((-2, -1)).double()
+        log_w = control.log_weights(r, U, V, lam=lam, sigma=sigma, alpha=0.0)
+        U = control.update_mean(log_w, V)
+    assert control.effective_sample_size(log_w) > n / 4
+    w = log_w.exp()[:, None, None]
+    error = (w**2 * (V - U) ** 2).sum(0).sqrt()  # standard error of the self-normalized mean
+    assert error.max() < 0.02
+    assert ((U - target).abs() < 4 * error).all(), (U - target) / error
+    assert (U.abs() > 4 * error).any()  # it did leave 0
