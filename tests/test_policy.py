@@ -1,0 +1,102 @@
+"""Policies: loading, templates, and errors that say what to do."""
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, tiny_model
+
+import aisp
+from aisp.policy import Policy, load_policy, resolve_dtype
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_saved_model_loads_from_its_path(tmp_path, byte_tokenizer, name):
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer.save_pretrained(tmp_path)
+    policy = load_policy(tmp_path, device="cpu", dtype="float32")
+    assert policy.d == 32 and policy.dtype == torch.float32 and policy.context_length == 256
+    assert policy.template == "chat" and policy.eos_ids == (0,)
+    assert not policy.model.training
+    assert not any(p.requires_grad for p in policy.model.parameters())
+    out = aisp.align(
+        "Hi", policy, lambda p, r: len(r), n=2, kappa=1, max_new_tokens=4, progress=False
+    )
+    assert len(out.candidates) == 2
+
+
+def test_only_safetensors_by_default(tmp_path, byte_tokenizer):
+    model = tiny_model("llama")
+    model.config.save_pretrained(tmp_path)
+    byte_tokenizer.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot load"):
+        load_policy(tmp_path, dtype="float32")
+    assert load_policy(tmp_path, dtype="float32", use_safetensors=False).d == 32
+
+
+def test_an_unknown_id_says_what_was_tried():
+    with pytest.raises(ValueError, match=r"no-such/model.*local path and on the hub.*out of reach"):
+        load_policy("no-such/model")
+
+
+def test_the_embedded_policy(embedded):
+    assert embedded.eos_ids == (2,) and embedded.d == 576
+    ids = embedded.prefix("How do I learn to cook?")
+    text = embedded.tokenizer.decode(ids)
+    assert text.startswith("<|im_start|>system") and text.endswith("<|im_start|>assistant\n")
+    assert ids.count(1) == 3  # one <|im_start|> per turn: the tokenizer added none of its own
+    assert embedded.decode([[19556, 2]]) == [embedded.tokenizer.decode([19556])]
+
+
+def test_templates(tiny, byte_tokenizer):
+    model = tiny("llama").model
+    messages = [
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": "Two"},
+        {"role": "user", "content": "Three"},
+    ]
+    decode = byte_tokenizer.decode
+    chat = Policy(model, byte_tokenizer, "chat")
+    assert decode(chat.prefix("A")) == "<|im_start|>user: A<|im_end|>\n<|im_start|>assistant: "
+    assert decode(chat.prefix(messages)).count("<|im_end|>") == 3
+    bare = Policy(model, byte_tokenizer, "continuation")
+    assert decode(bare.prefix(messages)) == "One\n\nTwo\n\nThree\n\n"
+    own = Policy(model, byte_tokenizer, lambda m: "Q: " + m[-1]["content"] + " A:")
+    assert decode(own.prefix("why?")) == "Q: why? A:"
+    with pytest.raises(ValueError, match="template is 'chatt'; use 'chat', 'continuation' or"):
+        Policy(model, byte_tokenizer, "chatt")
+
+
+def test_a_tokenizer_without_chat_template_is_a_clear_error(tiny, byte_tokenizer):
+    import copy
+
+    bare = copy.deepcopy(byte_tokenizer)
+    bare.chat_template = None
+    with pytest.raises(ValueError, match="no chat template; pass template='continuation'"):
+        Policy(tiny("llama").model, bare)
+
+
+def test_end_of_turn_tokens_come_from_model_tokenizer_and_format(tiny, byte_tokenizer):
+    import copy
+
+    model = copy.deepcopy(tiny("llama").model)
+    model.generation_config.eos_token_id = [5, 6]
+    assert Policy(model, byte_tokenizer).eos_ids == (0, 5, 6)
+    assert Policy(model, byte_tokenizer, eos_ids=(9,)).eos_ids == (9,)
+
+
+def test_a_prompt_too_long_for_the_context(tiny):
+    policy = tiny("llama")
+    assert len(policy.prefix("x" * 200, max_new_tokens=10)) < 256
+    with pytest.raises(ValueError, match=r"takes \d+ tokens .* max_new_tokens is 48; shorten"):
+        policy.prefix("x" * 200, max_new_tokens=48)
+
+
+def test_dtype_names_and_defaults():
+    cpu = torch.device("cpu")
+    assert resolve_dtype("bfloat16", cpu) == torch.bfloat16
+    assert resolve_dtype(torch.float64, cpu) == torch.float64
+    assert resolve_dtype(None, torch.device("cuda")) == torch.bfloat16
+    assert resolve_dtype(None, cpu) in (torch.bfloat16, torch.float32)
+    with pytest.raises(ValueError, match="dtype is 'float8'; known: bfloat16"):
+        resolve_dtype("float8", cpu)

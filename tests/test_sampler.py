@@ -1,0 +1,205 @@
+"""AISP: the algorithm on real decoding, its determinism, and its configuration."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES
+
+import aisp
+from aisp import control
+from aisp.alignment import generator
+from aisp.rollout import rollout
+from aisp.sampler import AISPConfig, draw, step
+
+PROMPTS = ["Hi", "How do I learn to cook?", [{"role": "user", "content": "Name a river."}]]
+SMALL = dict(n=6, kappa=3, max_new_tokens=8, sigma=1.0, lam=2.0, progress=False)
+
+
+def vowels(prompt, response):
+    return sum(response.count(c) for c in "aeiou") - 0.1 * len(response)
+
+
+def equal(a, b):
+    assert a.response == b.response and a.reward == b.reward
+    same = [c for c in a.history if c != "seconds"]
+    np.testing.assert_allclose(a.history[same], b.history[same], rtol=1e-6, atol=1e-6)
+    assert a.candidates["response"].tolist() == b.candidates["response"].tolist()
+    np.testing.assert_allclose(a.candidates["log_weight"], b.candidates["log_weight"], atol=1e-6)
+
+
+def test_a_run_is_the_algorithm_written_out(tiny):
+    """The whole loop again, in a dozen lines of numpy around the engine."""
+    policy, n, kappa, T, tau = tiny(), 5, 4, 8, 6
+    sigma, lam, alpha = 0.8, 0.5, 0.9
+    out = aisp.align(
+        "Hi",
+        policy,
+        vowels,
+        seed=3,
+        n=n,
+        kappa=kappa,
+        max_new_tokens=T,
+        tau=tau,
+        sigma=sigma,
+        lam=lam,
+        alpha=alpha,
+        progress=False,
+    )
+    U = np.zeros((tau, policy.d))
+    best = -np.inf
+    for k in range(kappa):
+        g = generator(3, "Hi", k, torch.device("cpu"))
+        V = U + sigma * torch.randn(n, tau, policy.d, generator=g).double().numpy()
+        texts = rollout(policy, [policy.prefix("Hi")], n, T, V=torch.tensor(V[None]).float()).texts
+        r = np.array([vowels("Hi", t) for t in texts[0]])
+        best = max(best, r.max())
+        score = r / lam - (1 - alpha) / sigma**2 * np.einsum("td,ntd->n", U, V)
+        w = np.exp(score - score.max())
+        w /= w.sum()
+        rows = out.candidates[out.candidates["iteration"] == k]
+        assert rows["response"].tolist() == texts[0]
+        np.testing.assert_allclose(np.exp(rows["log_weight"]), w, atol=1e-5)
+        h = out.history.iloc[k]
+        np.testing.assert_allclose(
+            [h.reward_mean, h.reward_std, h.reward_max, h.reward_best, h.ess, h.kl],
+            [r.mean(), r.std(), r.max(), best, 1 / (w**2).sum(), (U**2).sum() / (2 * sigma**2)],
+            rtol=1e-4,
+            atol=1e-6,
+        )
+        U = np.einsum("n,ntd->td", w, V)
+    assert out.reward == best and vowels("Hi", out.response) == best
+    assert out.history["kl"].iloc[0] == 0 and out.history["kl"].iloc[1] > 0
+
+
+def test_noise_only_holds_the_mean_at_zero(tiny):
+    adapted = aisp.align("Hi", tiny(), vowels, **SMALL)
+    control_run = aisp.align("Hi", tiny(), vowels, adapt=False, **SMALL)
+    assert (control_run.history["kl"] == 0).all() and (adapted.history["kl"][1:] > 0).all()
+    # The same noise: identical until the mean first moves.
+    first = [a.candidates[a.candidates["iteration"] == 0] for a in (adapted, control_run)]
+    assert first[0]["response"].tolist() == first[1]["response"].tolist()
+    rest = [a.candidates[a.candidates["iteration"] > 0] for a in (adapted, control_run)]
+    assert rest[0]["response"].tolist() != rest[1]["response"].tolist()
+
+
+def test_adaptation_raises_a_reward_that_the_perturbation_can_reach(tiny):
+    """The mean reward of the samples rises with adaptation and does not without."""
+    a = aisp.align(
+        PROMPTS,
+        tiny(),
+        vowels,
+        n=32,
+        kappa=8,
+        max_new_tokens=16,
+        sigma=1.0,
+        lam=1.0,
+        progress=False,
+    )
+    b = aisp.align(
+        PROMPTS,
+        tiny(),
+        vowels,
+        n=32,
+        kappa=8,
+        max_new_tokens=16,
+        sigma=1.0,
+        lam=1.0,
+        adapt=False,
+        progress=False,
+    )
+    for one, other in zip(a, b, strict=True):
+        last = one.candidates[one.candidates["iteration"] == 7]["reward"]
+        still = other.candidates[other.candidates["iteration"] == 7]["reward"]
+        error = np.hypot(last.std(), still.std()) / 32**0.5
+        assert last.mean() - still.mean() > 4 * error
+
+
+def test_same_seed_same_result_and_another_seed_differs(tiny):
+    one, two, other = (aisp.align("Hi", tiny(), vowels, seed=seed, **SMALL) for seed in (0, 0, 1))
+    equal(one, two)
+    assert one.candidates["response"].tolist() != other.candidates["response"].tolist()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_batched_equals_alone(tiny, name, temperature):
+    policy = tiny(name)
+    together = aisp.align(PROMPTS, policy, vowels, temperature=temperature, **SMALL)
+    for prompt, one in zip(PROMPTS, together, strict=True):
+        alone = aisp.align(prompt, policy, vowels, temperature=temperature, **SMALL)
+        assert one.prompt == prompt
+        equal(one, alone)
+
+
+def test_batched_equals_alone_on_the_embedded_model(embedded):
+    size = dict(n=3, kappa=2, max_new_tokens=8, progress=False)
+    together = aisp.align(PROMPTS[:2], embedded, vowels, **size)
+    for prompt, one in zip(PROMPTS[:2], together, strict=True):
+        equal(one, aisp.align(prompt, embedded, vowels, **size))
+
+
+def test_global_random_state_is_neither_read_nor_changed(tiny):
+    outs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the global state is what is tested
+        before = torch.get_rng_state()
+        outs.append(aisp.align("Hi", tiny(), vowels, temperature=0.5, **SMALL))
+        assert torch.equal(before, torch.get_rng_state())
+    equal(*outs)
+
+
+def test_draws_are_around_the_mean_with_the_stated_spread():
+    U = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    sources = [torch.Generator().manual_seed(s) for s in (1, 2)]
+    V = draw(U, 5000, 0.5, sources)
+    assert V.shape == (2, 5000, 3, 4)
+    error = 0.5 / 5000**0.5
+    assert ((V.mean(1) - U).abs() < 4.5 * error).all()  # 24 means
+    assert ((V.std(1) - 0.5).abs() < 4.5 * error / 2**0.5).all()
+    alone = draw(U[1:], 5000, 0.5, [torch.Generator().manual_seed(2)])
+    torch.testing.assert_close(alone[0], V[1])
+
+
+def test_step_is_pure_and_uses_control():
+    g = torch.Generator().manual_seed(0)
+    U, config = torch.randn(2, 3, 4, generator=g), AISPConfig(n=5, max_new_tokens=3, lam=0.3)
+    V, r = draw(U, 5, 0.5, [g, g]), torch.randn(2, 5, generator=g, dtype=torch.float64)
+    before = [x.clone() for x in (U, V, r)]
+    out = step(U, V, r, config)
+    for x, y in zip((U, V, r), before, strict=True):
+        assert torch.equal(x, y)
+    log_w = control.log_weights(r, U, V, lam=0.3, sigma=0.5, alpha=0.99)
+    torch.testing.assert_close(torch.stack(out.states), control.update_mean(log_w, V))
+    torch.testing.assert_close(out.kl, control.gaussian_kl(U, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"n": 0}, "n is 0; it must be a whole number >= 1"),
+        ({"n": 2.5}, "n is 2.5"),
+        ({"kappa": 0}, "kappa is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"tau": 0}, "tau is 0; it must be a whole number from 1 to max_new_tokens = 48"),
+        ({"tau": 49}, "tau is 49"),
+        ({"sigma": 0}, "sigma is 0; it must be > 0"),
+        ({"sigma": float("nan")}, "sigma is nan"),
+        ({"lam": -1}, "lam is -1; it must be > 0"),
+        ({"lam": float("inf")}, "lam is inf"),
+        ({"alpha": -0.1}, r"alpha is -0.1; it must lie in \[0, 1\]"),
+        ({"alpha": 1.01}, "alpha is 1.01"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"token_budget": 0}, "token_budget is 0; it must be > 0, or None"),
+        ({"second_budget": -2.0}, "second_budget is -2.0"),
+        ({"sigmaa": 1}, "aisp has no parameter 'sigmaa'; it takes: .*sigma"),
+    ],
+)
+def test_every_parameter_is_checked(tiny, bad, message):
+    with pytest.raises(ValueError, match=message):
+        aisp.align("Hi", tiny(), vowels, **bad)
+
+
+def test_tau_defaults_to_the_whole_response():
+    assert AISPConfig(max_new_tokens=7).tau == 7
+    assert AISPConfig(max_new_tokens=7, tau=3).tau == 3
