@@ -9,16 +9,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aisp.provenance import checkout, file_sha256, git_state
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 COLUMN = 3.4  # inches: one column of a two-column page
 PAGE = 7.0  # inches: its whole width
-
-# One color per method wherever it appears; seaborn's "colorblind" palette.
-METHOD_ORDER = ("AISP", "noise only", "best-of-n (top-p 0.9)", "best-of-n (T = 1)")
 
 
 def style() -> None:
@@ -88,3 +88,60 @@ def save(
         record["source_sha256"] = file_sha256(path)
     paths[2].write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     return paths
+
+
+def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
+    """Best reward against samples used: mean over prompts with a bootstrap 95% band, per label.
+
+    Args:
+        records: from `aisp.experiment.load`; only prompts that every label has are drawn.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    from aisp.experiment import bootstrap
+
+    labels = list(records["label"].unique())
+    common = set.intersection(*(set(records[records["label"] == x]["prompt"]) for x in labels))
+    records = records[records["prompt"].isin(common)]
+    fig, ax = plt.subplots()
+    for label, color in zip(labels, sns.color_palette("colorblind"), strict=False):
+        group = records[records["label"] == label]
+        curves = _stacked(group)  # (runs, iterations)
+        samples = group["config"].iloc[0]["n"] * (1 + np.arange(curves.shape[1]))
+        band = np.array([bootstrap(column, draws=draws) for column in curves.T])
+        ax.plot(samples, curves.mean(0), marker="o", markersize=3, color=color, label=label)
+        ax.fill_between(samples, band[:, 0], band[:, 1], color=color, alpha=0.15, linewidth=0)
+    ax.set(xlabel="samples used per prompt", ylabel="best reward so far")
+    ax.set_title(f"mean of {len(common)} prompts, 95% bootstrap band", loc="left")
+    ax.legend()
+    return fig
+
+
+def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
+    """Columns of the history by iteration, one panel each, mean over prompts, one line per label.
+
+    Args:
+        records: from `aisp.experiment.load`.
+        columns: history column -> axis label with its unit.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    fig, axes = plt.subplots(1, len(columns), figsize=(PAGE, 0.3 * PAGE))
+    for label, color in zip(
+        records["label"].unique(), sns.color_palette("colorblind"), strict=False
+    ):
+        for ax, column in zip(axes, columns, strict=True):
+            values = _stacked(records[records["label"] == label], column)
+            ax.plot(1 + np.arange(values.shape[1]), values.mean(0), color=color, label=label)
+    for ax, name in zip(axes, columns.values(), strict=True):
+        ax.set(xlabel="iteration", ylabel=name)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return fig
+
+
+def _stacked(records: "pd.DataFrame", column: str = "reward_best") -> np.ndarray:
+    """A history column of every record, (records, iterations); null is NaN."""
+    return np.array([h[column] for h in records["history"]], dtype=float)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from aisp.policy import Policy
 from aisp.prompts import Pair, as_messages
@@ -95,6 +96,7 @@ def features(
     layers: Sequence[int],
     poolings: Sequence[str] = POOLINGS,
     batch_tokens: int = 4096,
+    progress: bool = False,
 ) -> Tensor:
     """Pooled hidden states of responses in their conversations.
 
@@ -105,6 +107,7 @@ def features(
         layers: which layers' outputs, 1 to the number of layers (before any final norm).
         poolings: see `Head`.
         batch_tokens: padded tokens per forward pass, for memory.
+        progress: show a progress bar.
 
     Returns:
         (N, len(layers), len(poolings), d) float32 on the CPU.
@@ -113,7 +116,8 @@ def features(
     backbone = _first_layers(policy.model, max(layers))
     out = torch.empty(len(encoded), len(layers), len(poolings), policy.d)
     longest = max(len(ids) for ids, _ in encoded)
-    for batch in length_batches([len(i) for i, _ in encoded], max(1, batch_tokens // longest)):
+    batches = length_batches([len(i) for i, _ in encoded], max(1, batch_tokens // longest))
+    for batch in tqdm(batches, desc="features", disable=not progress, unit="batch"):
         width = max(len(encoded[i][0]) for i in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         mask, reply = torch.zeros_like(ids), torch.zeros(len(batch), width)
@@ -234,7 +238,8 @@ def pair_features(policy: Policy, pairs: Sequence[Pair], layers: Sequence[int]) 
     """Features of the chosen and the rejected responses, (2, N, layers, poolings, d)."""
     prompts = [p.messages for p in pairs] * 2
     responses = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    return features(policy, prompts, responses, layers=layers).unflatten(0, (2, len(pairs)))
+    f = features(policy, prompts, responses, layers=layers, progress=True)
+    return f.unflatten(0, (2, len(pairs)))
 
 
 def calibrate(policy, w, layer, pooling, prompts, seed, n: int = 16) -> tuple[float, float]:
