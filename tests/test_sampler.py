@@ -83,35 +83,21 @@ def test_noise_only_holds_the_mean_at_zero(tiny):
 
 
 def test_adaptation_raises_a_reward_that_the_perturbation_can_reach(tiny):
-    """The mean reward of the samples rises with adaptation and does not without."""
-    a = aisp.align(
-        PROMPTS,
-        tiny(),
-        vowels,
-        n=32,
-        kappa=8,
-        max_new_tokens=16,
-        sigma=1.0,
-        lam=1.0,
-        progress=False,
+    """After ten iterations the samples are better than noise-only's, by more than 5 errors."""
+
+    def letters(prompt, response):
+        return float(sum(c.isascii() and c.isalpha() for c in response))
+
+    size = dict(n=64, kappa=10, max_new_tokens=8, sigma=1.0, lam=1.0, progress=False)
+    adapted, still = (
+        np.concatenate([out.candidates["reward"][-64:] for out in outs])
+        for outs in (
+            aisp.align(PROMPTS, tiny(), letters, adapt=adapt, **size) for adapt in (True, False)
+        )
     )
-    b = aisp.align(
-        PROMPTS,
-        tiny(),
-        vowels,
-        n=32,
-        kappa=8,
-        max_new_tokens=16,
-        sigma=1.0,
-        lam=1.0,
-        adapt=False,
-        progress=False,
-    )
-    for one, other in zip(a, b, strict=True):
-        last = one.candidates[one.candidates["iteration"] == 7]["reward"]
-        still = other.candidates[other.candidates["iteration"] == 7]["reward"]
-        error = np.hypot(last.std(), still.std()) / 32**0.5
-        assert last.mean() - still.mean() > 4 * error
+    error = np.hypot(adapted.std(), still.std()) / len(still) ** 0.5
+    assert error < 0.2
+    assert adapted.mean() - still.mean() > 5 * error
 
 
 def test_same_seed_same_result_and_another_seed_differs(tiny):
