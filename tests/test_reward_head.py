@@ -105,11 +105,11 @@ def test_it_beats_060_on_held_out_real_pairs(shared_data, embedded):
     """Pairs that the fit never saw. The bound is below the interval of the card on 399 pairs."""
     pairs = hh_pairs(shared_data / "hh_rlhf_harmless_base_test_0-1799.jsonl.gz")
     held = [p for p in pairs if int(p.id.split("-")[1]) >= 1400]
-    held = [p for p in held if sum(len(m["content"]) for m in p.messages) < 600]
+    held = [p for p in held if sum(len(m["content"]) for m in p.messages) < 600][:200]
     head = Head.load(data_path("reward_head/head.safetensors"))
     f = pair_features(embedded, held, [head.layer])[:, :, 0, 0]
     accuracy = ((f[0] - f[1]) @ head.w > 0).float().mean()
-    assert len(held) > 200 and accuracy > 0.60
+    assert len(held) == 200 and accuracy > 0.60
 
 
 @pytest.mark.slow
