@@ -548,6 +548,7 @@ def test_gaussian_points_pass_and_others_fail():
     assert good["p"] > 0.05
     assert good["hz"] == pytest.approx(1, abs=0.15)
     assert good["kurtosis"] == pytest.approx(1, abs=0.1)
+    assert good["coordinates"] < 0.2, "0.05 but for chance; the 60 coordinates are correlated"
     chi2 = torch.randn(200, 4, generator=g).square().sum(1, keepdim=True)
     heavy = Z * (chi2 / 4).rsqrt()  # Student, 4 degrees of freedom
     signs = torch.randint(0, 2, (200, 1), generator=g) * 2.0 - 1
@@ -555,6 +556,7 @@ def test_gaussian_points_pass_and_others_fail():
     for bad in (heavy, hills):
         found = diagnostics.normality(bad, 8, twins=99, seed=0)
         assert found["p"] == 0.01, "the smallest value that 99 twins allow"
+        assert found["coordinates"] > 0.5
     assert diagnostics.normality(heavy, 8, twins=20, seed=0)["kurtosis"] > 1.3
 
 
