@@ -4,24 +4,26 @@ A forward pre-hook on the model's own output embeddings adds the perturbation to
 (arXiv:2510.26219, the perturbed decoding rule), so that biases, logit scaling and soft-capping stay
 the model's business and no model code is copied. Three things make it cheaper than `generate`:
 
-- a prefix runs through the model once per prompt; its keys and values are then repeated for the
-  n responses, and the first step's n perturbed pre-logits are formed inside the hook;
+- a prefix runs through the model once per prompt, and its keys and values are kept once (see
+  `aisp.attention`); the first step's n perturbed pre-logits are formed inside the hook;
 - sampling needs one uniform number per token and no sort of the vocabulary;
 - finished responses leave the batch.
 
 Shapes: P prompts, n responses each, T new tokens at most, tau perturbed steps, pre-logit width d,
-vocabulary size |V|. Peak memory beyond the weights: keys and values of P * n * (longest prefix + T)
-positions, the logits (P * n, |V|), and V itself, (P, n, tau, d).
+vocabulary size |V|. Peak memory beyond the weights: keys and values of P * (longest prefix + n * T)
+positions, or P * n * (longest prefix + T) where prefixes cannot be shared, the logits (P * n, |V|), and V itself, (P, n, tau, d).
 """
 
+import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from aisp.attention import PrefixCache, shared_prefix, why_not
 from aisp.policy import Policy
 
 
@@ -128,8 +130,9 @@ def rollout(
     done = torch.zeros(P * n, dtype=torch.bool, device=device)  # of those, the finished ones
     ids, mask, positions = _left_padded(prefixes, policy)
     cache = DynamicCache(config=policy.model.config.get_text_config())
+    share = _may_share_prefixes(policy.model) and T > 1
 
-    with _at_output_embeddings(policy) as edit:
+    with _at_output_embeddings(policy) as edit, ExitStack() as attention:
         for t in range(T):
             edit.repeat = n if t == 0 else 1
             edit.add = V[rows, t] if t < tau else None
@@ -151,9 +154,13 @@ def rollout(
             done = done | ended
 
             if t == 0:  # from one row per prompt to n
-                cache.batch_repeat_interleave(n)
                 positions = positions[:, -1:].repeat_interleave(n, 0)
-                mask = None if mask is None else mask.repeat_interleave(n, 0)
+                if share:
+                    cache, mask = PrefixCache(cache, mask, n, T - 1), None
+                    attention.enter_context(shared_prefix(policy.model, cache))
+                else:
+                    cache.batch_repeat_interleave(n)
+                    mask = None if mask is None else mask.repeat_interleave(n, 0)
             # Asking a GPU whether any response is done makes it wait: do that every eighth step.
             if device.type == "cpu" or t % 8 == 7:
                 finished = int(done.sum())
@@ -163,7 +170,7 @@ def rollout(
                     kept = torch.nonzero(~done).squeeze(-1)
                     rows, done, token = rows[kept], done[kept], token[kept]
                     kept = kept.to(policy.device)
-                    cache.batch_select_indices(kept)
+                    cache.keep(kept) if share else cache.batch_select_indices(kept)
                     positions = positions[kept]
                     mask = None if mask is None else mask[kept]
             ids = token[:, None].to(policy.device)
@@ -192,8 +199,18 @@ def take_token(logits: Tensor, decoding: Decoding, uniforms: Tensor | None) -> T
         (rows,) token ids.
     """
     if decoding.greedy:
-        return logits.argmax(-1)
-    probs = torch.softmax(logits.float() / decoding.temperature, -1)
+        return logits.max(-1).indices  # argmax, several times faster in bfloat16 on a CPU
+    if logits.is_cuda:
+        return _sampled(logits, decoding, uniforms)
+    # A few rows at a time stay in a CPU's cache, where the whole batch in float32 would not.
+    parts = zip(logits.split(16), uniforms.split(16), strict=True)
+    return torch.cat([_sampled(rows, decoding, u) for rows, u in parts])
+
+
+def _sampled(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
+    if decoding.temperature != 1:
+        logits = logits.float() / decoding.temperature
+    probs = torch.softmax(logits, -1, dtype=torch.float32)
     if decoding.top_k == 0 and decoding.top_p == 1:
         return _invert(probs.cumsum(-1, dtype=torch.float64), uniforms)
     size = probs.shape[-1]
@@ -204,18 +221,19 @@ def take_token(logits: Tensor, decoding: Decoding, uniforms: Tensor | None) -> T
     token = torch.empty(len(probs), dtype=torch.long, device=probs.device)
     left = torch.arange(len(probs), device=probs.device)
     while True:
-        top, ids = probs[left].topk(k)
+        top, ids = probs.topk(k)
         mass = top.cumsum(-1, dtype=torch.float64)
         if decoding.top_k:
             mass = mass / mass[:, -1:]
-        enough = mass[:, -1] >= decoding.top_p if k < limit else torch.ones_like(left) > 0
         size_of_nucleus = (mass < decoding.top_p).sum(-1, keepdim=True).clamp(max=k - 1)
-        mass = mass.minimum(mass.gather(-1, size_of_nucleus))  # flat after the nucleus
-        chosen = ids.gather(-1, _invert(mass, uniforms[left])[:, None]).squeeze(-1)
-        token[left[enough]] = chosen[enough]
-        if k == limit or bool(enough.all()):
+        nucleus = mass.minimum(mass.gather(-1, size_of_nucleus))  # flat after the nucleus
+        token[left] = ids.gather(-1, _invert(nucleus, uniforms[left])[:, None]).squeeze(-1)
+        if k == limit:
             return token
-        left, k = left[~enough], min(16 * k, limit)
+        more = mass[:, -1] < decoding.top_p
+        if not bool(more.any()):
+            return token
+        left, probs, k = left[more], probs[more], min(16 * k, limit)
 
 
 def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:
@@ -223,6 +241,17 @@ def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:
     wanted = uniforms.double()[:, None] * mass[:, -1:]
     index = torch.searchsorted(mass, wanted, right=True).squeeze(-1)
     return index.clamp(max=mass.shape[-1] - 1)
+
+
+def _may_share_prefixes(model) -> bool:
+    reason = why_not(model)
+    if reason is not None:
+        warnings.warn(
+            f"{type(model).__name__} decodes without shared prefixes, slower but equally right: "
+            f"{reason}",
+            stacklevel=4,
+        )
+    return reason is None
 
 
 class _Edit:

@@ -1,0 +1,193 @@
+"""Attention over a prefix that is stored once per prompt and shared by its n responses.
+
+n responses to one prompt agree on the keys and values of the prompt. Here they are kept once, and
+all queries of a prompt meet them in one matrix product; each response owns only the keys and values
+of its own tokens, in a buffer allocated once. Scores over both parts go through one softmax, so
+that the result is that of ordinary attention up to rounding (the idea is that of Hydragen, Juravsky
+et al., arXiv:2402.05099, and of cascade inference).
+
+It enters through the public attention interface of transformers: `shared_prefix` names this
+function as a model's attention while it is active, and puts back what was there. Not thread-safe
+for one model, which holds the name of its attention in its config.
+
+Shapes: P prompts, R rows (responses still decoding, grouped by prompt), H heads over K key-value
+heads of width w, longest prefix L, T new tokens at most.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "aisp_shared_prefix"
+_active: ContextVar["PrefixCache"] = ContextVar("aisp_prefix_cache")
+
+
+def why_not(model: PreTrainedModel) -> str | None:
+    """Why a model's attention cannot be replaced by this one; None where it can."""
+    config = model.config.get_text_config()
+    if not model._supports_attention_backend:
+        return "its attention does not go through transformers' attention interface"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+        return "some of its layers attend to a sliding window or do not attend"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "its attention scores are soft-capped"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"its attention is {config._attn_implementation!r}"
+    return None
+
+
+class PrefixCache(Cache):
+    """Keys and values of P prefixes, and of the responses to each."""
+
+    def __init__(self, prefill: Cache, mask: Tensor | None, n: int, steps: int):
+        """Take over the prefixes of a cache that one pass over the prompts has filled.
+
+        Args:
+            prefill: with one row per prompt.
+            mask: (P, L), 0 at padding; None where nothing is padded.
+            n: responses per prompt; row p * n + i is response i to prompt p.
+            steps: tokens that will be added to each response.
+        """
+        super().__init__(layers=[_Layer(x.keys, x.values, n, steps) for x in prefill.layers])
+        prompts = len(prefill.layers[0].keys)
+        self.prompt = torch.arange(prompts).repeat_interleave(n)  # (R,) of each row
+        self.padding = None if mask is None or bool(mask.all()) else mask == 0  # (P, L)
+        self._group()
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these, given in ascending order."""
+        self.prompt = self.prompt[rows.cpu()]
+        alive, self.prompt = self.prompt.unique_consecutive(return_inverse=True)
+        for layer in self.layers:
+            layer.keep(rows, alive if len(alive) < len(layer.prefix_keys) else None)
+        if self.padding is not None:
+            self.padding = self.padding[alive.to(self.padding.device)]
+        self._group()
+
+    def _group(self) -> None:
+        """Where each row stands in a (P, m) table, m being the most rows of one prompt."""
+        counts = torch.bincount(self.prompt)
+        self.shape = (len(counts), int(counts.max()))
+        self.full = bool((counts == counts[0]).all())  # the table has no holes
+        self.slot = self.row = None
+        if not self.full:
+            within = torch.arange(len(self.prompt)) - (counts.cumsum(0) - counts)[self.prompt]
+            self.slot = self.prompt * self.shape[1] + within  # (R,)
+            self.row = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long)
+            self.row[self.slot] = torch.arange(len(self.prompt))  # holes repeat row 0
+            device = self.layers[0].keys.device
+            self.slot, self.row = self.slot.to(device), self.row.to(device)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(R, K, G, w) -> (P, K, m * G, w)."""
+        x = x if self.full else x[self.row.to(x.device)]
+        P, m = self.shape
+        return x.unflatten(0, (P, m)).transpose(1, 2).flatten(2, 3)
+
+    def scatter(self, x: Tensor, G: int) -> Tensor:
+        """(P, K, m * G, w) -> (R, K, G, w)."""
+        x = x.unflatten(2, (-1, G)).transpose(1, 2).flatten(0, 1)
+        return x if self.full else x[self.slot.to(x.device)]
+
+
+class _Layer(CacheLayerMixin):
+    is_sliding = False
+
+    def __init__(self, prefix_keys: Tensor, prefix_values: Tensor, n: int, steps: int):
+        super().__init__()
+        self.prefix_keys, self.prefix_values = prefix_keys, prefix_values  # (P, K, L, w)
+        P, K, _, width = prefix_keys.shape
+        self.keys = prefix_keys.new_empty(P * n, K, steps, width)
+        self.values = prefix_values.new_empty(P * n, K, steps, prefix_values.shape[-1])
+        self.length = 0
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        pass  # the prefix has told all shapes
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Write one token's keys and values, and return those of the response so far."""
+        t = self.length
+        self.keys[:, :, t : t + 1] = key_states
+        self.values[:, :, t : t + 1] = value_states
+        self.length = t + 1
+        return self.keys[:, :, : t + 1], self.values[:, :, : t + 1]
+
+    def keep(self, rows: Tensor, prompts: Tensor | None) -> None:
+        rows = rows.to(self.keys.device)
+        self.keys, self.values = self.keys[rows], self.values[rows]
+        if prompts is not None:
+            prompts = prompts.to(self.keys.device)
+            self.prefix_keys = self.prefix_keys[prompts]
+            self.prefix_values = self.prefix_values[prompts]
+
+    def get_seq_length(self) -> int:
+        return self.prefix_keys.shape[2] + self.length
+
+    def get_max_length(self) -> int:
+        return self.prefix_keys.shape[2] + self.keys.shape[2]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+
+@contextmanager
+def shared_prefix(model: PreTrainedModel, cache: PrefixCache) -> Iterator[None]:
+    """Make `attend` over this cache the attention of the model."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    token = _active.set(cache)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _active.reset(token)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """One decoding step of attention, in the signature of the attention interface.
+
+    Args:
+        query: (R, H, 1, w).
+        key, value: (R, K, t, w), of the response's own tokens.
+
+    Returns:
+        (R, 1, H, w), and no weights.
+    """
+    cache = _active.get()
+    layer = cache.layers[module.layer_idx]
+    R, H, _, width = query.shape
+    G = H // key.shape[1]
+    scaling = width**-0.5 if scaling is None else scaling
+    q = query.view(R, -1, G, width)
+    shared = cache.gather(q) @ layer.prefix_keys.transpose(2, 3)  # (P, K, m G, L)
+    if cache.padding is not None:
+        hidden = cache.padding[:, None, None].to(shared.device)
+        shared = shared.masked_fill(hidden, float("-inf"))
+    own = q @ key.transpose(2, 3)  # (R, K, G, t)
+    scores = torch.cat([cache.scatter(shared, G), own], -1).float() * scaling
+    weights = torch.softmax(scores, -1).to(value.dtype)
+    L = layer.prefix_keys.shape[2]
+    out = weights[..., L:] @ value
+    out += cache.scatter(cache.gather(weights[..., :L]) @ layer.prefix_values, G)
+    return out.reshape(R, 1, H, -1), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
