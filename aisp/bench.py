@@ -1,111 +1,324 @@
-"""`make bench`: the engine against `model.generate`, and AISP against our own best-of-n.
+"""`make bench`: the engine against `model.generate`, and whole runs of AISP against best-of-n.
 
-Ratios are measured within one process, the two sides in turn, medians of repeated runs: absolute
-speeds differ between machines, ratios much less.
+Ratios are measured within one process, the sides in turn, medians of repeated runs: absolute speeds
+differ between machines, ratios much less. notebooks/08_runtime.ipynb explains the same measurements
+with figures. No response may end early, so that all sides decode exactly the same number of tokens.
 """
 
 import argparse
-import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from aisp.methods import align
 from aisp.policy import Policy, load_policy
-from aisp.rewards import load_reward
+from aisp.rewards import Reward, load_reward, score
 from aisp.rollout import Decoding, rollout
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PROMPT = "How do I learn to cook?"
+TOP_P = Decoding(1.0, 0, 0.9)
+
+
+def endless(policy: Policy) -> Policy:
+    """The same policy with an end-of-turn token that no model emits."""
+    return Policy(policy.model, policy.tokenizer, policy.template, name=policy.name, eos_ids=(-1,))
+
+
+def timed(functions: dict[str, Callable[[], Any]], repeats: int) -> "pd.DataFrame":
+    """Seconds of each function, run in turn after one warm-up of each.
+
+    Returns:
+        One row per function: name, seconds (median), low, high (of the repeats).
+    """
+    import pandas as pd
+
+    seconds = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            _synchronize()
+            began = time.perf_counter()
+            function()
+            _synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - began)
+    rows = [(name, pd.Series(s).median(), min(s), max(s)) for name, s in seconds.items()]
+    return pd.DataFrame(rows, columns=["name", "seconds", "low", "high"])
+
+
+def against_generate(
+    policy: Policy,
+    *,
+    responses: Sequence[int] = (16, 64, 128),
+    tokens: int = 48,
+    prefix: int = 40,
+    repeats: int = 3,
+    decoding: Decoding = TOP_P,
+    static: bool = True,
+) -> "pd.DataFrame":
+    """The engine against `model.generate` with its dynamic and its static cache.
+
+    Args:
+        prefix: tokens of the prompt.
+        static: also time generate's static cache, which it compiles where it can.
+
+    Returns:
+        One row per (responses, name), with tokens_per_second, and ratio, the speed relative to the
+        best of generate's settings.
+    """
+    import pandas as pd
+
+    policy = endless(policy)
+    ids = prefix_of(policy, prefix)
+    tables = []
+    for n in responses:
+        functions = {
+            "generate": lambda n=n: generate(policy, ids, n, tokens, decoding),
+            "engine": lambda n=n: engine(policy, [ids], n, tokens, decoding),
+        }
+        if static:
+            functions["generate, static cache"] = lambda n=n: generate(
+                policy, ids, n, tokens, decoding, cache_implementation="static"
+            )
+        table = timed(functions, repeats)
+        table.insert(0, "responses", n)
+        table["tokens_per_second"] = n * tokens / table["seconds"]
+        best = table.loc[table["name"] != "engine", "seconds"].min()
+        table["ratio"] = best / table["seconds"]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def whole_runs(
+    policy: Policy,
+    reward: Reward,
+    *,
+    n: int = 16,
+    kappa: int = 8,
+    tokens: int = 48,
+    repeats: int = 3,
+    prompts: int = 1,
+) -> "pd.DataFrame":
+    """AISP, our best-of-n, and best-of-n by `generate`, at equal samples, rewards included.
+
+    Returns:
+        One row per name, with ratio, the seconds relative to our best-of-n.
+    """
+    policy = endless(policy)
+    many = [f"{PROMPT} Answer number {i}." for i in range(prompts)]
+    size = {"n": n, "kappa": kappa, "max_new_tokens": tokens, "progress": False}
+
+    def ours(method):
+        for out in align(many, policy, reward, method=method, **size):
+            assert out.history["tokens"].sum() == n * kappa * tokens
+
+    def by_generate():
+        for prompt in many:
+            for _ in range(kappa):
+                out = generate(policy, policy.prefix(prompt), n, tokens, TOP_P)
+                texts = policy.decode(out[:, -tokens:].tolist())
+                score(reward, [prompt], [texts])
+
+    table = timed(
+        {
+            "AISP": lambda: ours("aisp"),
+            "best-of-n": lambda: ours("best_of_n"),
+            "best-of-n by generate": by_generate,
+        },
+        repeats,
+    )
+    table["ratio"] = table["seconds"] / table.set_index("name").loc["best-of-n", "seconds"]
+    return table
+
+
+def scaling(
+    policy: Policy,
+    *,
+    axes: dict[str, Sequence[int]],
+    base: dict[str, int] | None = None,
+    repeats: int = 3,
+) -> "pd.DataFrame":
+    """Speed of perturbed greedy decoding as one size at a time changes.
+
+    Args:
+        axes: values of prompts, responses, tokens, prefix.
+        base: what the others are meanwhile.
+
+    Returns:
+        One row per (axis, value), with tokens_per_second and its low and high.
+    """
+    import pandas as pd
+
+    policy = endless(policy)
+    base = {"prompts": 1, "responses": 64, "tokens": 32, "prefix": 40} | (base or {})
+    rows = []
+    for axis, values in axes.items():
+        for value in values:
+            size = base | {axis: value}
+            ids = [prefix_of(policy, size["prefix"])] * size["prompts"]
+            run = timed(
+                {"": lambda s=size, i=ids: engine(policy, i, s["responses"], s["tokens"], None)},
+                repeats,
+            ).iloc[0]
+            count = size["prompts"] * size["responses"] * size["tokens"]
+            speeds = {
+                "tokens_per_second": count / run.seconds,
+                "low": count / run.high,
+                "high": count / run.low,
+            }
+            rows.append({"axis": axis, "value": value} | speeds)
+    return pd.DataFrame(rows)
+
+
+def limit(policy: Policy, rows: int, length: int, repeats: int = 5) -> "pd.DataFrame":
+    """What one decoding step cannot be faster than on this machine.
+
+    Args:
+        rows: responses decoded together.
+        length: tokens in the cache of each.
+
+    Returns:
+        Two rows: "matrix products", all of the model's own weight matrices times a batch of rows,
+        weights read from memory once, and "cache", its keys and values read once.
+    """
+    config = policy.model.config.get_text_config()
+    weights = [p for p in policy.model.parameters() if p.ndim == 2]
+    head = policy.model.get_output_embeddings().weight
+    embedding = policy.model.get_input_embeddings().weight
+    weights = [w for w in weights if w is not embedding or w is head]
+    inputs = {
+        w.shape[1]: torch.randn(rows, w.shape[1], dtype=w.dtype, device=w.device) for w in weights
+    }
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = (config.num_hidden_layers, 2, rows, length, heads * width)
+    cache = torch.zeros(size, dtype=policy.dtype, device=policy.device)
+
+    @torch.inference_mode()
+    def products():
+        for w in weights:
+            torch.nn.functional.linear(inputs[w.shape[1]], w)
+
+    return timed({"matrix products": products, "cache": lambda: cache.amax()}, repeats)
+
+
+def peak_memory(method: str, **size: int) -> float:
+    """Peak memory of one run in a process of its own, in MiB: of the GPU if there is one, else RSS."""
+    arguments = [f"--{name}={value}" for name, value in size.items()]
+    command = [sys.executable, "-m", "aisp.bench", "--peak", method, *arguments]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(out.stdout.split()[-1])
+
+
+@torch.inference_mode()
+def generate(policy: Policy, ids: list[int], n: int, tokens: int, decoding: Decoding, **options):
+    """n responses by `model.generate`, (n, prefix + tokens) ids."""
+    prompt = torch.tensor([ids], device=policy.device)
+    sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if not decoding.greedy:
+        sampling = {"do_sample": True, "temperature": decoding.temperature}
+        sampling |= {"top_p": decoding.top_p, "top_k": decoding.top_k}
+    return policy.model.generate(
+        prompt.expand(n, -1),
+        attention_mask=torch.ones_like(prompt).expand(n, -1),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        pad_token_id=0,
+        **sampling,
+        **options,
+    )
+
+
+def engine(
+    policy: Policy, prefixes: list[list[int]], n: int, tokens: int, decoding: Decoding | None
+) -> None:
+    """n responses to each prefix by our engine; decoding None is greedy on perturbed pre-logits."""
+    device = policy.head_device
+    sources = [torch.Generator(device).manual_seed(i) for i in range(len(prefixes))]
+    V = None
+    if decoding is None:
+        shape = (n, tokens, policy.d)
+        V = torch.stack([0.5 * torch.randn(shape, generator=g, device=device) for g in sources])
+    rollout(policy, prefixes, n, tokens, V=V, decoding=decoding or Decoding(), generators=sources)
+
+
+def prefix_of(policy: Policy, length: int) -> list[int]:
+    """Token ids of a prompt that is exactly so long."""
+    return policy.prefix((PROMPT + " ") * length)[:length]
+
+
+def where(policy: Policy) -> str:
+    """The machine and its settings, in a line."""
+    if policy.device.type == "cuda":
+        machine = torch.cuda.get_device_name(policy.device)
+    else:
+        machine = f"CPU, {torch.get_num_threads()} threads"
+    return f"{machine}, {str(policy.dtype).removeprefix('torch.')}, torch {torch.__version__}"
 
 
 def main() -> None:
-    """Print both tables with their targets."""
+    """Print the tables with their targets."""
     parser = argparse.ArgumentParser(prog="python -m aisp.bench", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--responses", type=int, nargs="+", default=[16, 64, 128])
+    parser.add_argument("--n", type=int, default=16)
+    parser.add_argument("--kappa", type=int, default=8)
     parser.add_argument("--device")
     parser.add_argument("--dtype")
+    parser.add_argument("--peak", metavar="METHOD", help="print the peak memory of one run, in MiB")
     args = parser.parse_args()
     policy = load_policy("embedded", device=args.device, dtype=args.dtype)
-    # No response may end early: both sides then decode exactly the same number of tokens.
-    endless = Policy(policy.model, policy.tokenizer, name="embedded", eos_ids=(-1,))
-    where = "cpu" if policy.device.type == "cpu" else torch.cuda.get_device_name(policy.device)
-    print(
-        f"{where}, {torch.get_num_threads()} threads, {policy.dtype}, {args.tokens} new tokens, "
-        f"prefix of {len(policy.prefix(PROMPT))} tokens, medians of {args.repeats} runs\n"
-    )
-    print("engine against model.generate, both with top-p 0.9 (tokens/s)")
-    print(f"{'responses':>9} {'generate':>9} {'engine':>9} {'ratio':>6}  target")
-    for n in args.responses:
-        generate, engine = _medians(
-            [
-                lambda n=n: _generate(policy, n, args.tokens),
-                lambda n=n: _engine(endless, n, args.tokens),
-            ],
-            args.repeats,
-        )
-        rate = n * args.tokens
-        print(
-            f"{n:>9} {rate / generate:>9.0f} {rate / engine:>9.0f} {generate / engine:>6.2f}"
-            f"  {'>= 2' if n == 128 else '':6}",
-            flush=True,
-        )
     reward = load_reward("embedded", policy=policy)
-
-    def whole(method):
-        size = dict(n=16, kappa=8, max_new_tokens=args.tokens, progress=False)
-        out = align(PROMPT, endless, reward, method=method, **size)
-        assert out.history["tokens"].sum() == 128 * args.tokens
-
-    best_of_n, aisp = _medians([lambda: whole("best_of_n"), lambda: whole("aisp")], args.repeats)
-    print("\nwhole run, n = 16, kappa = 8, rewards included (seconds)")
-    print(f"best-of-n {best_of_n:.1f}, AISP {aisp:.1f}, ratio {aisp / best_of_n:.2f}  (<= 1.10)")
-
-
-def _medians(functions: list[Callable[[], None]], repeats: int) -> list[float]:
-    """Median seconds of each, run in turn after one warm-up of each."""
-    seconds = [[] for _ in functions]
-    for repeat in range(repeats + 1):
-        for function, times in zip(functions, seconds, strict=True):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                times.append(time.perf_counter() - began)
-    return [statistics.median(times) for times in seconds]
-
-
-@torch.inference_mode()
-def _generate(policy: Policy, n: int, tokens: int) -> None:
-    ids = torch.tensor([policy.prefix(PROMPT)], device=policy.device)
-    policy.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=True,
-        top_p=0.9,
-        top_k=0,
-        num_return_sequences=n,
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        pad_token_id=policy.eos_ids[0],
-    )
+    size = {"n": args.n, "kappa": args.kappa, "tokens": args.tokens}
+    if args.peak:
+        size["max_new_tokens"] = size.pop("tokens")
+        align(PROMPT, endless(policy), reward, method=args.peak, progress=False, **size)
+        print(f"{_peak(policy):.0f}")
+        return
+    print(f"{where(policy)}, {args.tokens} new tokens, medians of {args.repeats} runs")
+    for prefix, target in ((40, 3), (256, 4)):
+        print(f"\nengine against model.generate, top-p 0.9, prefix of {prefix} tokens")
+        table = against_generate(
+            policy,
+            responses=args.responses if prefix == 40 else args.responses[-1:],
+            tokens=args.tokens,
+            prefix=prefix,
+            repeats=args.repeats,
+        )
+        print(_text(table, ["tokens_per_second", "ratio"]))
+        print(f"target: ratio >= {target} at 128 responses")
+    print(f"\nwhole runs, n = {args.n}, kappa = {args.kappa}, rewards included")
+    print(_text(whole_runs(policy, reward, **size, repeats=args.repeats), ["ratio"]))
+    print("targets: AISP <= 1.05 of best-of-n, and a third of best-of-n by generate or less")
+    peaks = {name: peak_memory(name, **size) for name in ("best_of_n", "aisp")}
+    ratio = peaks["aisp"] / peaks["best_of_n"]
+    print(f"\npeak memory: best-of-n {peaks['best_of_n']:.0f} MiB, AISP {peaks['aisp']:.0f} MiB, ")
+    print(f"ratio {ratio:.2f} (target <= 1.15)")
 
 
-def _engine(policy: Policy, n: int, tokens: int) -> None:
-    source = torch.Generator(policy.head_device).manual_seed(0)
-    rollout(
-        policy,
-        [policy.prefix(PROMPT)],
-        n,
-        tokens,
-        decoding=Decoding(1.0, 0, 0.9),
-        generators=[source],
-    )
+def _text(table: "pd.DataFrame", columns: list[str]) -> str:
+    names = [c for c in ("responses", "name", "seconds", "low", "high") if c in table]
+    return table[names + columns].round(2).to_string(index=False)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _peak(policy: Policy) -> float:
+    if policy.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(policy.device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
 
 
 if __name__ == "__main__":
