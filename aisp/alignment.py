@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from aisp.decoding import Decoding
 from aisp.policy import Policy
 from aisp.prompts import Prompt, as_messages
 from aisp.rewards import Reward, RewardError, score
-from aisp.rollout import Decoding, Rollout
+from aisp.rollout import Rollout
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -46,7 +46,9 @@ def why_not(model: PreTrainedModel) -> str | None:
 class PrefixCache(Cache):
     """Keys and values of P prefixes, and of the responses to each."""
 
-    def __init__(self, prefill: Cache, mask: Tensor | None, n: int, steps: int):
+    def __init__(
+        self, prefill: Cache, mask: Tensor | None, n: int, steps: int, *, static: bool = False
+    ):
         """Take over the prefixes of a cache that one pass over the prompts has filled.
 
         Args:
@@ -54,12 +56,26 @@ class PrefixCache(Cache):
             mask: (P, L), 0 at padding; None where nothing is padded.
             n: responses per prompt; row p * n + i is response i to prompt p.
             steps: tokens that will be added to each response.
+            static: every step runs the same operations on tensors of the same shape, so that a
+                step can be recorded once and replayed, at the price of attending to the whole
+                buffer with what lies ahead hidden.
         """
         super().__init__(layers=[_Layer(x.keys, x.values, n, steps) for x in prefill.layers])
         prompts = len(prefill.layers[0].keys)
+        if static:
+            for layer in self.layers:
+                device = layer.keys.device
+                layer.step = torch.zeros(1, dtype=torch.long, device=device)
+                layer.ahead = torch.full((steps,), float("-inf"), device=device)
         self.prompt = torch.arange(prompts).repeat_interleave(n)  # (R,) of each row
         self.padding = None if mask is None or bool(mask.all()) else mask == 0  # (P, L)
         self._group()
+
+    def advance(self) -> None:
+        """Between two steps of a static cache: the next token goes one further."""
+        for layer in self.layers:
+            layer.length += 1
+            layer.step += 1
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these, given in ascending order."""
@@ -104,16 +120,26 @@ class _Layer(CacheLayerMixin):
         super().__init__()
         self.prefix_keys, self.prefix_values = prefix_keys, prefix_values  # (P, K, L, w)
         P, K, _, width = prefix_keys.shape
-        self.keys = prefix_keys.new_empty(P * n, K, steps, width)
-        self.values = prefix_values.new_empty(P * n, K, steps, prefix_values.shape[-1])
+        # Zeros, not empty: what is hidden still meets a weight of 0, and 0 * NaN is NaN.
+        self.keys = prefix_keys.new_zeros(P * n, K, steps, width)
+        self.values = prefix_values.new_zeros(P * n, K, steps, prefix_values.shape[-1])
         self.length = 0
+        self.step = self.ahead = None  # (1,) and (steps,), of a static cache
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass  # the prefix has told all shapes
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        """Write one token's keys and values, and return those of the response so far."""
+        """Write one token's keys and values, and return those of the response so far.
+
+        A static layer returns the whole buffers, and says in `ahead` what of them to hide.
+        """
+        if self.step is not None:
+            self.keys.index_copy_(2, self.step, key_states)
+            self.values.index_copy_(2, self.step, value_states)
+            self.ahead.index_fill_(0, self.step, 0.0)
+            return self.keys, self.values
         t = self.length
         self.keys[:, :, t : t + 1] = key_states
         self.values[:, :, t : t + 1] = value_states
@@ -182,6 +208,8 @@ def attend(
         hidden = cache.padding[:, None, None].to(shared.device)
         shared = shared.masked_fill(hidden, float("-inf"))
     own = q @ key.transpose(2, 3)  # (R, K, G, t)
+    if layer.ahead is not None:
+        own = own + layer.ahead.to(own.dtype)
     scores = torch.cat([cache.scatter(shared, G), own], -1).float() * scaling
     weights = torch.softmax(scores, -1).to(value.dtype)
     L = layer.prefix_keys.shape[2]

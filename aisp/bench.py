@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from aisp.decoding import Decoding
 from aisp.methods import align
 from aisp.policy import Policy, load_policy
 from aisp.rewards import Reward, load_reward, score
-from aisp.rollout import Decoding, rollout
+from aisp.rollout import rollout
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aisp.rollout import Decoding, rollout
+from aisp.decoding import Decoding
+from aisp.rollout import rollout
 
 if TYPE_CHECKING:
     from aisp.policy import Policy

@@ -103,6 +103,7 @@ def run(
     with open(path, "a", encoding="utf-8") as file:
         for label, seed, rest in todo:
             bar.set_description(label)
+            rest.sort(key=lambda p: len(policy.prefix(p)))  # batches of like length pad little
             for start in range(0, len(rest), batch):
                 group = rest[start : start + batch]
                 outs = align(group, policy, reward, seed=seed, progress=False, **methods[label])

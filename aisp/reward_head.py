@@ -246,7 +246,8 @@ def calibrate(policy, w, layer, pooling, prompts, seed, n: int = 16) -> tuple[fl
     """Center and scale: mean, and root mean square deviation within a prompt, of w . f over n
     sampled responses of the policy (temperature 1) to each prompt."""
     from aisp.alignment import generator
-    from aisp.rollout import Decoding, rollout
+    from aisp.decoding import Decoding
+    from aisp.rollout import rollout
 
     prefixes = [policy.prefix(p) for p in prompts]
     sources = [generator(seed, p, 0, policy.head_device) for p in prompts]

@@ -15,47 +15,18 @@ positions, or P * n * (longest prefix + T) where prefixes cannot be shared, the 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from aisp.attention import PrefixCache, shared_prefix, why_not
+from aisp.decoding import GREEDY, Decoding, take_token
 from aisp.policy import Policy
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How a token is taken from its logits.
-
-    Attributes:
-        temperature: 0 takes the most likely token; otherwise logits are divided by it.
-        top_k: sample among this many most likely tokens; 0 is all of them.
-        top_p: sample among the fewest most likely tokens that hold this much probability
-            (nucleus sampling, Holtzman et al., arXiv:1904.09751); 1 is all of them.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be >= 0 (0 is greedy)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
-        if self.top_k < 0 or int(self.top_k) != self.top_k:
-            raise ValueError(f"top_k is {self.top_k}; it must be a whole number >= 0 (0 is all)")
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
-
-
-GREEDY = Decoding()
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,32 +102,51 @@ def rollout(
     ids, mask, positions = _left_padded(prefixes, policy)
     cache = DynamicCache(config=policy.model.config.get_text_config())
     share = _may_share_prefixes(policy.model) and T > 1
+    record = share and _may_record(policy)
+    recorded = None
 
     with _at_output_embeddings(policy) as edit, ExitStack() as attention:
-        for t in range(T):
-            edit.repeat = n if t == 0 else 1
-            edit.add = V[rows, t] if t < tau else None
+
+        def forward(ids, positions, add=None):
+            edit.add = add
+            # Shared prefixes need no mask; without one, some models search the ids for padding,
+            # for which a GPU has to wait.
+            attended = torch.ones_like(ids) if isinstance(cache, PrefixCache) else mask
             logits = policy.model(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=attended,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
+            return logits, edit.z
+
+        for t in range(T):
+            edit.repeat = n if t == 0 else 1
+            add = V[rows, t] if t < tau else None
+            if record and t > 0:
+                if V is not None and add is None:
+                    add = V.new_zeros(len(rows), policy.d)  # the recorded step adds something
+                inputs = (ids, positions) if V is None else (ids, positions, add)
+                recorded = recorded or _recorded(forward, inputs)
+                logits, z = recorded(*inputs)
+                cache.advance()
+            else:
+                logits, z = forward(ids, positions, add)
             if prelogits is not None:
-                prelogits[rows[~done], t] = edit.z[~done]
+                prelogits[rows[~done], t] = z[~done]
             drawn = None if uniforms is None else uniforms[rows, t]
             token = take_token(logits, decoding, drawn)
             tokens[rows, t] = torch.where(done, tokens[rows, t], token)
-            ended = torch.isin(token, eos) & ~done
-            lengths[rows[ended]] = t + 1
+            ended = (token[:, None] == eos).any(1) & ~done
+            lengths[rows] = torch.where(ended, t + 1, lengths[rows])
             done = done | ended
 
             if t == 0:  # from one row per prompt to n
                 positions = positions[:, -1:].repeat_interleave(n, 0)
                 if share:
-                    cache, mask = PrefixCache(cache, mask, n, T - 1), None
+                    cache, mask = PrefixCache(cache, mask, n, T - 1, static=record), None
                     attention.enter_context(shared_prefix(policy.model, cache))
                 else:
                     cache.batch_repeat_interleave(n)
@@ -166,11 +156,13 @@ def rollout(
                 finished = int(done.sum())
                 if finished == len(rows):
                     break
-                if finished * 8 >= len(rows):  # copying the cache costs about one step
+                # Copying the cache costs about one step, recording a step anew several.
+                if finished * (2 if record else 8) >= len(rows):
                     kept = torch.nonzero(~done).squeeze(-1)
                     rows, done, token = rows[kept], done[kept], token[kept]
                     kept = kept.to(policy.device)
                     cache.keep(kept) if share else cache.batch_select_indices(kept)
+                    recorded = None
                     positions = positions[kept]
                     mask = None if mask is None else mask[kept]
             ids = token[:, None].to(policy.device)
@@ -187,62 +179,6 @@ def rollout(
     )
 
 
-def take_token(logits: Tensor, decoding: Decoding, uniforms: Tensor | None) -> Tensor:
-    """Token ids from logits, by inversion: one uniform number decides one token.
-
-    Args:
-        logits: (rows, |V|).
-        decoding: greedy, or temperature, then top-k, then top-p, in that order.
-        uniforms: (rows,) in [0, 1); None for greedy decoding.
-
-    Returns:
-        (rows,) token ids.
-    """
-    if decoding.greedy:
-        return logits.max(-1).indices  # argmax, several times faster in bfloat16 on a CPU
-    if logits.is_cuda:
-        return _sampled(logits, decoding, uniforms)
-    # A few rows at a time stay in a CPU's cache, where the whole batch in float32 would not.
-    parts = zip(logits.split(16), uniforms.split(16), strict=True)
-    return torch.cat([_sampled(rows, decoding, u) for rows, u in parts])
-
-
-def _sampled(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
-    if decoding.temperature != 1:
-        logits = logits.float() / decoding.temperature
-    probs = torch.softmax(logits, -1, dtype=torch.float32)
-    if decoding.top_k == 0 and decoding.top_p == 1:
-        return _invert(probs.cumsum(-1, dtype=torch.float64), uniforms)
-    size = probs.shape[-1]
-    limit = min(decoding.top_k or size, size)
-    # Most nuclei are small, and sorting a vocabulary is slow on a CPU: look at the 64 most likely
-    # tokens first, and at more for the rows where they do not hold enough probability.
-    k = limit if decoding.top_k or logits.is_cuda else min(64, limit)
-    token = torch.empty(len(probs), dtype=torch.long, device=probs.device)
-    left = torch.arange(len(probs), device=probs.device)
-    while True:
-        top, ids = probs.topk(k)
-        mass = top.cumsum(-1, dtype=torch.float64)
-        if decoding.top_k:
-            mass = mass / mass[:, -1:]
-        size_of_nucleus = (mass < decoding.top_p).sum(-1, keepdim=True).clamp(max=k - 1)
-        nucleus = mass.minimum(mass.gather(-1, size_of_nucleus))  # flat after the nucleus
-        token[left] = ids.gather(-1, _invert(nucleus, uniforms[left])[:, None]).squeeze(-1)
-        if k == limit:
-            return token
-        more = mass[:, -1] < decoding.top_p
-        if not bool(more.any()):
-            return token
-        left, probs, k = left[more], probs[more], min(16 * k, limit)
-
-
-def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:
-    """First index at which the cumulative mass (rows, k) exceeds uniform * total."""
-    wanted = uniforms.double()[:, None] * mass[:, -1:]
-    index = torch.searchsorted(mass, wanted, right=True).squeeze(-1)
-    return index.clamp(max=mass.shape[-1] - 1)
-
-
 def _may_share_prefixes(model) -> bool:
     reason = why_not(model)
     if reason is not None:
@@ -252,6 +188,47 @@ def _may_share_prefixes(model) -> bool:
             stacklevel=4,
         )
     return reason is None
+
+
+def _may_record(policy: Policy) -> bool:
+    """A step becomes a CUDA graph where the whole model is on one GPU."""
+    return policy.device.type == "cuda" and policy.device == policy.head_device
+
+
+class Recorded:
+    """A function of tensors as a CUDA graph: recorded once, then replayed without the interpreter.
+
+    The function must run the same operations every time, read what changes from its inputs or from
+    tensors that are changed in place, and leave nothing to Python.
+    """
+
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]):
+        self.inputs = [x.clone() for x in inputs]
+        side = torch.cuda.Stream()  # libraries allocate what they need outside the recording
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The outputs on new inputs; the next call overwrites them."""
+        for own, new in zip(self.inputs, inputs, strict=True):
+            own.copy_(new)
+        self.graph.replay()
+        return self.outputs
+
+
+def _recorded(function, inputs):
+    try:
+        return Recorded(function, inputs)
+    except RuntimeError as error:
+        warnings.warn(
+            f"decoding without CUDA graphs, slower but equally right: {error}", stacklevel=5
+        )
+        return function
 
 
 class _Edit:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import aisp
+from aisp.decoding import Decoding
 from aisp.methods import METHODS, available, configure
-from aisp.rollout import Decoding, rollout
+from aisp.rollout import rollout
 
 PROMPTS = ["Hi", "How do I learn to cook?"]
 SMALL = dict(n=4, kappa=3, max_new_tokens=6, progress=False)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import ARCHITECTURES
 
-from aisp.rollout import Decoding, rollout, take_token
+from aisp.decoding import Decoding, take_token
+from aisp.rollout import rollout
 
 PROMPTS = ["Hi", "How do I learn to cook?", "Name three rivers in a short and simple sentence."]
 each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
