@@ -55,8 +55,10 @@ def log_weights(
         )
     scores = _checked(rewards) / lam
     if alpha < 1:
-        cross = V.double().flatten(-2) @ U.double().flatten(-2).unsqueeze(-1)  # (..., n, 1)
-        scores = scores - (1 - alpha) / sigma**2 * cross.squeeze(-1)
+        # Step by step: V is the largest tensor of a run, and would double in float64.
+        steps = zip(V.unbind(-2), U.unbind(-2), strict=True)
+        cross = sum((v.double() @ u.double().unsqueeze(-1)).squeeze(-1) for v, u in steps)
+        scores = scores - (1 - alpha) / sigma**2 * cross
     return torch.log_softmax(scores, dim=-1)
 
 
@@ -71,7 +73,7 @@ def update_mean(log_w: Tensor, V: Tensor) -> Tensor:
         (..., tau, d), in V's dtype; summed in float64.
     """
     w = log_w.double().exp().unsqueeze(-2)  # (..., 1, n)
-    return (w @ V.double().flatten(-2)).squeeze(-2).unflatten(-1, V.shape[-2:]).to(V.dtype)
+    return torch.cat([w @ v.double() for v in V.unbind(-2)], -2).to(V.dtype)
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:

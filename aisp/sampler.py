@@ -79,11 +79,10 @@ def draw(U: Tensor, n: int, sigma: float, generators: Sequence[torch.Generator])
     Returns:
         (P, n, tau, d).
     """
-    noise = [
-        torch.randn(n, *U.shape[1:], generator=g, dtype=U.dtype, device=U.device)
-        for g in generators
-    ]
-    return U.unsqueeze(1) + sigma * torch.stack(noise)
+    V = U.new_empty(len(U), n, *U.shape[1:])
+    for noise, g in zip(V, generators, strict=True):
+        torch.randn(noise.shape, generator=g, out=noise)
+    return V.mul_(sigma).add_(U.unsqueeze(1))
 
 
 def step(U: Tensor, V: Tensor, rewards: Tensor, config: AISPConfig) -> Learned:
