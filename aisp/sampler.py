@@ -49,7 +49,7 @@ class AISPConfig(SearchConfig):
 
     tau: int | None = None
     sigma: float = 0.5
-    lam: float = 2.0
+    lam: float = 1.0
     alpha: float = 0.99
     adapt: bool = True
 
