@@ -250,8 +250,9 @@ def engine(
 
 
 def prefix_of(policy: Policy, length: int) -> list[int]:
-    """Token ids of a prompt that is exactly so long."""
-    return policy.prefix((PROMPT + " ") * length)[:length]
+    """So many token ids: those of a prompt, over and over."""
+    ids = policy.prefix(PROMPT)
+    return (ids * (length // len(ids) + 1))[:length]
 
 
 def where(policy: Policy) -> str:
