@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # What an experiment notebook runs at where its parameters do not say otherwise.
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {"n_prompts": 2, "n": 4, "kappa": 2, "max_new_tokens": 12},
-    "cpu": {"n_prompts": 32, "n": 16, "kappa": 8, "max_new_tokens": 48},
+    "cpu": {"n_prompts": 24, "n": 16, "kappa": 8, "max_new_tokens": 48},
     "gpu": {"n_prompts": 40, "n": 32, "kappa": 32, "max_new_tokens": 128},
     "paper": {"n_prompts": 1000, "n": 32, "kappa": 32, "max_new_tokens": 128},
 }
