@@ -104,7 +104,7 @@ def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     labels = list(records["label"].unique())
     common = set.intersection(*(set(records[records["label"] == x]["prompt"]) for x in labels))
     records = records[records["prompt"].isin(common)]
-    fig, ax = plt.subplots()
+    fig, ax = plt.subplots(figsize=(COLUMN, 0.85 * COLUMN))
     for label, color in zip(labels, sns.color_palette("colorblind"), strict=False):
         group = records[records["label"] == label]
         curves = _stacked(group)  # (runs, iterations)
@@ -114,7 +114,7 @@ def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
         ax.fill_between(samples, band[:, 0], band[:, 1], color=color, alpha=0.15, linewidth=0)
     ax.set(xlabel="samples used per prompt", ylabel="best reward so far")
     ax.set_title(f"mean of {len(common)} prompts, 95% bootstrap band", loc="left")
-    ax.legend()
+    fig.legend(loc="outside lower center", ncols=2)
     return fig
 
 
@@ -123,7 +123,7 @@ def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
 
     Args:
         records: from `aisp.experiment.load`.
-        columns: history column -> axis label with its unit.
+        columns: history column -> title of its panel, with the unit.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -136,7 +136,8 @@ def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
             values = _stacked(records[records["label"] == label], column)
             ax.plot(1 + np.arange(values.shape[1]), values.mean(0), color=color, label=label)
     for ax, name in zip(axes, columns.values(), strict=True):
-        ax.set(xlabel="iteration", ylabel=name)
+        ax.set_xlabel("iteration")
+        ax.set_title(name, loc="left", fontsize=7)
         ax.xaxis.get_major_locator().set_params(integer=True)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
