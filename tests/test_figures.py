@@ -41,7 +41,7 @@ def test_reward_curves_draw_the_means_over_common_prompts():
 
 def test_histories_draw_one_panel_per_column():
     fig = figures.histories(records(), {"reward_best": "best reward", "ess": "ESS"})
-    assert [ax.get_ylabel() for ax in fig.axes] == ["best reward", "ESS"]
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["best reward", "ESS"]
     assert np.isnan(fig.axes[1].lines[0].get_ydata()[1])
 
 
