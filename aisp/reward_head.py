@@ -3,11 +3,10 @@
 reward(x, y) = (w . f(x, y) - center) / scale, where f averages the hidden states of one layer over
 the response's tokens, and w is a logistic regression on the differences f(chosen) - f(rejected) of
 human preference pairs (Bradley and Terry, 1952: P(y1 preferred to y2) is the logistic function of
-the difference of their rewards). `train` fits it, `python -m aisp.reward_head PAIRS` does so from
-the command line and writes data/reward_head/, and `EmbeddedReward` scores with it.
+the difference of their rewards). `EmbeddedReward` scores with it, and `aisp.reward_head_training`
+fits it.
 """
 
-import argparse
 import copy
 import json
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from aisp.policy import Policy
-from aisp.prompts import Pair, as_messages
+from aisp.prompts import as_messages
 from aisp.provenance import data_path
 from aisp.rewards import Reward, RewardError, length_batches
 
@@ -208,139 +207,6 @@ def _right_padded(sequences, policy) -> tuple[Tensor, Tensor]:
     return ids.to(policy.device), mask.to(policy.device)
 
 
-def train(
-    chosen: Tensor, rejected: Tensor, *, folds: int = 5, seed: int = 0, cs: Sequence[float]
-) -> tuple[Tensor, Tensor, float]:
-    """Fit w by logistic regression on feature differences; its strength by cross-validation.
-
-    Args:
-        chosen, rejected: (N, d) features of the preferred and the other response.
-        folds: of the cross-validation, over pairs.
-        cs: inverse regularization strengths to choose among.
-
-    Returns:
-        w (d,); whether each held-out fold's pair was ordered correctly at the best strength, (N,)
-        bool; and that strength.
-    """
-    import numpy as np
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import KFold
-
-    spread = torch.cat([chosen, rejected]).std(0).clamp(min=1e-6)
-    D = ((chosen - rejected) / spread).double().numpy()
-
-    def fit(rows, c):
-        # Each pair enters in both orders: the label carries no information, only the sign does.
-        X, y = np.concatenate([D[rows], -D[rows]]), np.repeat([1, 0], len(rows))
-        model = LogisticRegression(C=c, fit_intercept=False, max_iter=1000)
-        return model.fit(X, y).coef_[0]
-
-    correct = np.zeros((len(cs), len(D)), dtype=bool)
-    for fitted, held in KFold(folds, shuffle=True, random_state=seed).split(D):
-        for k, c in enumerate(cs):
-            correct[k, held] = D[held] @ fit(fitted, c) > 0
-    best = int(correct.mean(1).argmax())
-    w = torch.from_numpy(fit(np.arange(len(D)), cs[best])).float() / spread
-    return w, torch.from_numpy(correct[best]), cs[best]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Choose features by cross-validation, fit, test on held-out pairs, scale, write, and report."""
-    from aisp.policy import load_policy
-    from aisp.prompts import hh_pairs, load_prompts
-
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("pairs", help="HH-RLHF style JSONL (.gz): chosen, rejected")
-    parser.add_argument("--held-out-from", type=int, default=1400, help="first held-out row")
-    parser.add_argument("--layers", type=int, nargs="+", default=[12, 15, 18, 20, 22, 24, 26, 28])
-    parser.add_argument("--out", type=Path, default=data_path("reward_head"))
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-
-    policy = load_policy("embedded")
-    pairs = hh_pairs(args.pairs)
-    f = pair_features(policy, pairs, args.layers)  # (2, N, layers, poolings, d)
-    fitted = torch.tensor([int(p.id.rsplit("-", 1)[1]) < args.held_out_from for p in pairs])
-
-    table = []
-    for column, layer in enumerate(args.layers):
-        for k, pooling in enumerate(POOLINGS):
-            w, correct, c = train(
-                f[0, fitted, column, k], f[1, fitted, column, k], seed=args.seed, cs=STRENGTHS
-            )
-            held = (f[0, ~fitted, column, k] - f[1, ~fitted, column, k]) @ w > 0
-            table.append((correct.float().mean().item(), layer, pooling, c, w, held))
-            print(f"layer {layer} {pooling}: cross-validated {table[-1][0]:.4f} at C={c}")
-    best = max(row[0] for row in table)
-    error = (best * (1 - best) / int(fitted.sum())) ** 0.5
-    # The one-standard-error rule: of what cannot be told from the best, the cheapest to compute.
-    accuracy, layer, pooling, c, w, held = min(
-        (row for row in table if row[0] >= best - error), key=lambda row: (row[1], -row[0])
-    )
-    center, scale = calibrate(
-        policy, w, layer, pooling, load_prompts("builtin", split="dev"), args.seed
-    )
-    args.out.mkdir(parents=True, exist_ok=True)
-    Head(w, center, scale, layer, pooling).save(args.out / "head.safetensors")
-    report = {
-        "layer": layer,
-        "pooling": pooling,
-        "C": c,
-        "pairs_fitted": int(fitted.sum()),
-        "accuracy_cross_validated": accuracy,
-        "pairs_held_out": len(held),
-        "accuracy_held_out": held.float().mean().item(),
-        "accuracy_held_out_95": wilson(int(held.sum()), len(held)),
-        "scale": scale,
-        "center": center,
-        "dtype": str(policy.dtype).removeprefix("torch."),
-        "seed": args.seed,
-        "candidates": [[row[1], row[2], row[3], round(row[0], 4)] for row in table],
-    }
-    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in report.items() if k != "candidates"}, indent=1))
-
-
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3)
-
-
-def pair_features(policy: Policy, pairs: Sequence[Pair], layers: Sequence[int]) -> Tensor:
-    """Features of the chosen and the rejected responses, (2, N, layers, poolings, d)."""
-    prompts = [p.messages for p in pairs] * 2
-    responses = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    f = features(policy, prompts, responses, layers=layers, progress=True)
-    return f.unflatten(0, (2, len(pairs)))
-
-
-def calibrate(policy, w, layer, pooling, prompts, seed, n: int = 16) -> tuple[float, float]:
-    """Center and scale: mean, and root mean square deviation within a prompt, of w . f over n
-    sampled responses of the policy (temperature 1) to each prompt."""
-    from aisp.alignment import generator
-    from aisp.decoding import Decoding
-    from aisp.rollout import rollout
-
-    prefixes = [policy.prefix(p) for p in prompts]
-    sources = [generator(seed, p, 0, policy.head_device) for p in prompts]
-    out = rollout(policy, prefixes, n, 48, decoding=Decoding(1.0), generators=sources)
-    f = features(
-        policy,
-        [p for p in prompts for _ in range(n)],
-        [t for row in out.texts for t in row],
-        layers=[layer],
-        poolings=[pooling],
-    )[:, 0, 0]
-    values = (f.double() @ w.double()).view(len(prompts), n)
-    return values.mean().item(), values.var(1, correction=1).mean().sqrt().item()
-
-
-def wilson(successes: int, trials: int) -> list[float]:
-    """95% interval of a proportion (Wilson, 1927)."""
-    z, p = 1.959964, successes / trials
-    middle = (p + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z * (p * (1 - p) / trials + z**2 / (4 * trials**2)) ** 0.5 / (1 + z**2 / trials)
-    return [middle - half, middle + half]
-
-
 def _encode(policy: Policy, prompt: Any, response: str) -> tuple[list[int], int]:
     """Token ids of the conversation up to the reply's end-of-turn token, and where the reply starts."""
     messages = as_messages(prompt)
@@ -399,7 +265,3 @@ def _layer_outputs(
         for handle in handles:
             handle.remove()
     return [outputs[layer] for layer in layers]
-
-
-if __name__ == "__main__":
-    main()
