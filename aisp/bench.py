@@ -26,6 +26,39 @@ if TYPE_CHECKING:
 PROMPT = "How do I learn to cook?"
 TOP_P = Decoding(1.0, 0, 0.9)
 
+# What notebooks/08_runtime.ipynb measures in each profile; "whole" and "many" are `whole_runs` of one
+# prompt and of several, "axes" those of `scaling`.
+SIZES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "repeats": 1,
+        "responses": (2, 4),
+        "tokens": 4,
+        "long_prefix": 64,
+        "whole": {"n": 2, "kappa": 2, "tokens": 4},
+        "many": {"n": 2, "kappa": 1, "tokens": 4, "prompts": 2},
+        "axes": {"prompts": (1, 2), "responses": (2, 4), "tokens": (2, 4), "prefix": (32, 64)},
+    },
+    "cpu": {
+        "repeats": 2,
+        "responses": (16, 64, 128),
+        "tokens": 48,
+        "long_prefix": 256,
+        "whole": {"n": 16, "kappa": 8, "tokens": 64},
+        "many": {"n": 16, "kappa": 1, "tokens": 64, "prompts": 8},
+        "axes": {
+            "prompts": (1, 2, 4, 8),
+            "responses": (4, 16, 64, 256),
+            "tokens": (16, 32, 64, 128),
+            "prefix": (32, 256, 1024),
+        },
+    },
+}
+SIZES["gpu"] = SIZES["cpu"] | {
+    "repeats": 3,
+    "responses": (16, 64, 256, 1024),
+    "whole": {"n": 16, "kappa": 16, "tokens": 512},
+}
+
 
 def endless(policy: Policy) -> Policy:
     """The same policy with an end-of-turn token that no model emits."""

@@ -84,6 +84,14 @@ def test_scaling_and_limit(tiny):
     assert (bound["seconds"] > 0).all()
 
 
+def test_every_profile_of_the_notebook_has_all_sizes():
+    smoke, *others = bench.SIZES.values()
+    assert list(bench.SIZES) == ["smoke", "cpu", "gpu"]
+    for size in others:
+        assert size.keys() == smoke.keys()
+        assert all(size[k].keys() == smoke[k].keys() for k in ("whole", "many", "axes"))
+
+
 @pytest.mark.slow
 def test_peak_memory_of_a_run_of_its_own():
     assert 300 < bench.peak_memory("aisp", n=2, kappa=1, tokens=3) < 20_000  # MiB
