@@ -50,10 +50,7 @@ class SearchConfig:
     second_budget: float | None = None
 
     def __post_init__(self):
-        for name in ("n", "kappa", "max_new_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number >= 1")
+        check_whole(self, "n", "kappa", "max_new_tokens")
         for name in ("token_budget", "second_budget"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -287,6 +284,23 @@ def make_config(config_type: type[SearchConfig], method: str, parameters: dict) 
             f"{', '.join(known)}"
         )
     return config_type(**parameters)
+
+
+def check_whole(config: Any, *names: str, least: int = 1, note: str = "") -> None:
+    """Raise ValueError where one of these parameters is no whole number >= least."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number >= {least}{note}")
+
+
+def check_finite(config: Any, *names: str, zero: bool = False) -> None:
+    """Raise ValueError where one of these is not finite and > 0, or >= 0 where zero is allowed."""
+    bound = ">= 0" if zero else "> 0"
+    for name in names:
+        value = getattr(config, name)
+        if not (0 < value < float("inf") or (zero and value == 0)):
+            raise ValueError(f"{name} is {value!r}; it must be {bound} and finite")
 
 
 def _within_budget(history: list[dict], started: float, config: SearchConfig) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from aisp.alignment import generator
+from aisp.alignment import check_finite, check_whole, generator
 from aisp.decoding import Decoding
 from aisp.methods.ram import PREFIX, inject
 from aisp.policy import END_OF_TURN, Policy
@@ -74,15 +74,9 @@ class TrainingConfig:
 
     def __post_init__(self):
         counts = ("rank", "epochs", "batch_tokens", "max_length", "proposal_tokens")
-        for name in (*counts, "checkpoint_every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number >= 1")
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be > 0 and finite")
-        if not isinstance(self.layers, int) or self.layers < 0:
-            raise ValueError(f"layers is {self.layers!r}; it must be a whole number >= 0 (0: all)")
+        check_whole(self, *counts, "checkpoint_every")
+        check_finite(self, "learning_rate", "clip")
+        check_whole(self, "layers", least=0, note=" (0: all)")
         if not 0 <= self.a <= 1:
             raise ValueError(f"a is {self.a!r}; it must lie in [0, 1]")
         if not 0 <= self.warmup < 1:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from aisp import control
-from aisp.alignment import Alignment, Learned, SearchConfig, search
+from aisp.alignment import Alignment, Learned, SearchConfig, check_finite, search
 from aisp.policy import Policy
 from aisp.rewards import Reward
 from aisp.rollout import rollout
@@ -62,9 +62,7 @@ class AISPConfig(SearchConfig):
                 f"tau is {self.tau!r}; it must be a whole number from 1 to max_new_tokens = "
                 f"{self.max_new_tokens}"
             )
-        for name in ("sigma", "lam"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be > 0 and finite")
+        check_finite(self, "sigma", "lam")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha!r}; it must lie in [0, 1]")
 

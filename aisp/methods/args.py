@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from aisp.alignment import Alignment, SearchConfig, independent
+from aisp.alignment import Alignment, SearchConfig, check_finite, check_whole, independent
 from aisp.decoding import Decoding, take_token
 from aisp.policy import Policy
 from aisp.rewards import Reward, score
@@ -45,10 +45,8 @@ class ARGSConfig(SearchConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k is {self.k!r}; it must be a whole number >= 1")
-        if not 0 <= self.w < float("inf"):
-            raise ValueError(f"w is {self.w!r}; it must be >= 0 and finite")
+        check_whole(self, "k")
+        check_finite(self, "w", zero=True)
         for name, unused in {"top_k": 0, "top_p": 1.0}.items():
             if getattr(self, name) != unused:
                 raise ValueError(

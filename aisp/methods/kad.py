@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp.alignment import Alignment, SearchConfig, independent
+from aisp.alignment import Alignment, SearchConfig, check_whole, independent
 from aisp.decoding import nucleus
 from aisp.mixture import lockstep, speculative
 from aisp.policy import Policy
@@ -120,10 +120,7 @@ class KADConfig(SearchConfig):
         value = getattr(self, used)
         if value is None or not 0 <= value <= 1:
             raise ValueError(f"{used} is {value}; rule {self.rule!r} takes one in [0, 1]")
-        if not isinstance(self.window, int) or self.window < 0:
-            raise ValueError(
-                f"window is {self.window!r}; it must be a whole number >= 0 (0 is no speculation)"
-            )
+        check_whole(self, "window", least=0, note=" (0 is no speculation)")
 
     def describe(self) -> dict[str, Any]:
         """As for every method; the aligned policy by its name and template."""

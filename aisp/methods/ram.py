@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aisp.alignment import Alignment, SearchConfig, independent
+from aisp.alignment import Alignment, SearchConfig, check_whole, independent
 from aisp.decoding import draw, law, take_token
 from aisp.policy import Policy
 from aisp.provenance import data_path
@@ -71,8 +71,7 @@ class RAMConfig(SearchConfig):
                 f"aligner is {self.aligner!r}; pass a Policy, the folder of an adapter, or "
                 "'embedded'"
             )
-        if not isinstance(self.candidates, int) or self.candidates < 1:
-            raise ValueError(f"candidates is {self.candidates!r}; it must be a whole number >= 1")
+        check_whole(self, "candidates")
         if self.kl_limit is not None and not self.kl_limit >= 0:
             raise ValueError(
                 f"kl_limit is {self.kl_limit!r}; it must be >= 0 nats, or None for no limit"

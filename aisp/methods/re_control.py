@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from aisp.alignment import Alignment, SearchConfig, independent
+from aisp.alignment import Alignment, SearchConfig, check_finite, check_whole, independent
 from aisp.decoding import take_token
 from aisp.policy import Policy
 from aisp.rewards import Reward
@@ -47,10 +47,8 @@ class ReControlConfig(SearchConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps is {self.steps!r}; it must be a whole number >= 1")
-        if not 0 <= self.step_size < float("inf"):
-            raise ValueError(f"step_size is {self.step_size!r}; it must be >= 0 and finite")
+        check_whole(self, "steps")
+        check_finite(self, "step_size", zero=True)
         if not isinstance(self.value, ValueFunction | Path | str):
             raise ValueError(
                 f"value is {self.value!r}; pass a ValueFunction, the path of a saved one, or "
