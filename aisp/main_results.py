@@ -287,7 +287,7 @@ def differences(records: "pd.DataFrame", first: str) -> "pd.DataFrame":
     for label in records["label"].unique():
         if label != first:
             p = tables.paired(records, first, label)
-            verdict = "higher" if p["low"] > 0 else "lower" if p["high"] < 0 else "undecided"
+            verdict = tables.verdict(p["low"], p["high"])
             rows[f"{first} minus {label}"] = {**p, "verdict": verdict}
     return pd.DataFrame(rows).T.infer_objects()
 

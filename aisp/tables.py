@@ -161,6 +161,11 @@ def bootstrap(values, *, draws: int = 10_000, seed: int = 0) -> tuple[float, flo
     return float(low), float(high)
 
 
+def verdict(low: float, high: float) -> str:
+    """What the interval of a difference supports: "higher", "lower", or "undecided" around 0."""
+    return "higher" if low > 0 else "lower" if high < 0 else "undecided"
+
+
 def comparison(records: "pd.DataFrame", labels: Sequence[str]) -> "pd.DataFrame":
     """One row per prompt: its text, the reward of each label, samples and seconds of all.
 

@@ -49,6 +49,12 @@ def test_paired_differences_and_wins():
     assert 0 < out["wins_low"] <= out["wins"] <= out["wins_high"] <= 1
 
 
+def test_a_verdict_needs_an_interval_without_0():
+    assert tables.verdict(0.1, 0.3) == "higher" and tables.verdict(-0.3, -0.1) == "lower"
+    for low, high in ((-0.1, 0.3), (0.0, 0.3), (-0.3, 0.0), tables.bootstrap([])):
+        assert tables.verdict(low, high) == "undecided"
+
+
 FAILED = {"A": [[3, 1, np.nan, 5]], "B": [[1, np.nan, 3, 1]], "C": [[np.nan] * 4]}
 
 
