@@ -11,6 +11,7 @@ provenance of every run that wrote into it. `aisp.tables` reads the records:
 
 import hashlib
 import json
+import math
 import os
 import sys
 import uuid
@@ -209,7 +210,7 @@ def _record(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
     about = {"prompt": prompt.id, "prompt_text": prompt.text if builtin else None}
     if isinstance(out, str):
         empty = {"reward": None, "response": None, "samples": 0, "reward_calls": 0, "tokens": 0}
-        empty |= {"seconds": 0.0, "history": {}, "interrupted": False}
+        empty |= {"seconds": 0.0, "history": {}, "improvements": [], "interrupted": False}
         return about | empty | {"error": out if builtin else _unquoted(out, prompt)}
     calls = out.history.get("reward_calls")
     return about | {
@@ -224,8 +225,16 @@ def _record(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
             name: [None if value != value else value for value in column]
             for name, column in out.history.to_dict("list").items()
         },
+        "improvements": _improvements(out.candidates),
         "interrupted": out.interrupted,
     }
+
+
+def _improvements(candidates: "pd.DataFrame") -> list[dict[str, Any]]:
+    """The best responses so far, by iteration: what smaller budgets would have returned."""
+    best = candidates.loc[candidates.groupby("iteration")["reward"].idxmax()]
+    best = best[best["reward"] > best["reward"].cummax().shift(fill_value=-math.inf)]
+    return best[["iteration", "reward", "response"]].to_dict("records")
 
 
 def _unquoted(text: str, prompt: Prompt) -> str:

@@ -89,6 +89,32 @@ def finished(records: "pd.DataFrame") -> "pd.DataFrame":
     return records[records["reward"].notna()]
 
 
+def after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
+    """Records as they would be had their runs stopped after so many iterations.
+
+    No method looks at how many iterations are to come, so that the first ones of a long run are a
+    short run.
+
+    Args:
+        records: from `load`, with the column `improvements`; shorter ones and failed ones drop out.
+
+    Returns:
+        label, prompt, seed, samples, reward, response; one row per record.
+    """
+    import pandas as pd
+
+    rows = []
+    for one in finished(records).to_dict("records"):
+        done = len(one["history"]["iteration"])
+        if done >= iterations:
+            best = [x for x in one["improvements"] if x["iteration"] < iterations][-1]
+            samples = one["samples"] * iterations // done
+            about = {k: one[k] for k in ("label", "prompt", "seed")}
+            found = {k: best[k] for k in ("reward", "response")}
+            rows.append(about | {"samples": samples} | found)
+    return pd.DataFrame(rows, columns=["label", "prompt", "seed", "samples", "reward", "response"])
+
+
 def summary(records: "pd.DataFrame", *, draws: int = 10_000, seed: int = 0) -> "pd.DataFrame":
     """Mean best reward per label with a bootstrap 95% interval over prompts.
 

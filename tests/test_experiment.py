@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import aisp
-from aisp import experiment
+from aisp import experiment, tables
 from aisp.alignment import Alignment
 from aisp.prompts import Prompt
 from aisp.rewards import RewardError
@@ -54,6 +54,16 @@ def test_records_hold_what_align_returns(tiny, tmp_path):
     note = runs[row.run]
     assert note["command"] == "make it" and note["packages"]["torch"]
     assert (note["policy"], note["reward"], note["n_prompts"]) == ("tiny-llama", "reward", 3)
+
+
+def test_a_long_run_holds_the_shorter_ones(tiny, tmp_path):
+    more = {label: m | {"kappa": 5} for label, m in METHODS.items()}
+    long = go(tmp_path / "long.jsonl", tiny(), methods=more)
+    short = go(tmp_path / "short.jsonl", tiny())
+    keys = ["label", "prompt", "seed", "samples", "reward", "response"]
+    assert tables.after(long, 2).equals(short[keys]) and tables.after(long, 5).equals(long[keys])
+    assert tables.after(short, 3).empty
+    assert (tables.after(long, 1)["reward"] < long["reward"]).any()  # or nothing was shown
 
 
 def test_provenance_tells_prompt_sets_apart_by_hash(fake, tmp_path):
@@ -378,7 +388,8 @@ class Fake:
         history = {"reward_best": [value], "tokens": [7], "seconds": [time.perf_counter()]}
         if method == "aisp":
             history["reward_calls"] = [11]
-        candidates = pd.DataFrame({"response": [response] * 4})
+        one = {"iteration": 0, "response": response, "reward": value}
+        candidates = pd.DataFrame([one] * 4)
         history = pd.DataFrame(history)
         return Alignment(prompt, response, value, candidates, history, config, seed, method)
 
