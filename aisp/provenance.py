@@ -10,6 +10,7 @@ from typing import Any
 # What decides a result; executed notebooks, records and figures are results themselves.
 INPUTS = (
     "aisp",
+    "data/judge",
     "data/prompts.jsonl",
     "data/ram",
     "data/reward_head",

@@ -1,13 +1,14 @@
 """Training of the embedded preference head on human preference pairs.
 
-`pair_features` reads the pairs, `train` fits w by logistic regression, `calibrate` finds the scale,
-and `python -m aisp.reward_head_training PAIRS` does all of it and writes data/reward_head/.
+`pair_features` reads the pairs, `select` chooses features and fits w by logistic regression (`train`),
+`calibrate` finds the scale, and `python -m aisp.reward_head_training PAIRS` does all of it and writes data/reward_head/.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,21 +68,80 @@ def train(
     return w, torch.from_numpy(correct[best]), cs[best]
 
 
-def calibrate(policy, w, layer, pooling, prompts, seed, n: int = 16) -> tuple[float, float]:
-    """Center and scale: mean, and root mean square deviation within a prompt, of w . f over n
-    sampled responses of the policy (temperature 1) to each prompt."""
+def select(
+    f: Tensor, fitted: Tensor, costs: Sequence[int], *, seed: int = 0
+) -> tuple[int, Tensor, dict[str, Any]]:
+    """Choose features by cross-validation, fit on them, and test on the pairs that are left.
+
+    The one-standard-error rule: of all that cannot be told from the best, the cheapest.
+
+    Args:
+        f: (2, N, K, d) features of the chosen and the rejected responses, K candidates.
+        fitted: (N,) bool, the pairs to choose and fit on.
+        costs: of each candidate.
+
+    Returns:
+        Which candidate; its w (d,); and the report, in which `candidates` has C and cross-validated
+        accuracy of each.
+    """
+    rows = []
+    for k in range(f.shape[2]):
+        w, correct, c = train(*f[:, fitted, k], seed=seed, cs=STRENGTHS)
+        rows.append((correct.float().mean().item(), w, c))
+    best = max(row[0] for row in rows)
+    error = (best * (1 - best) / int(fitted.sum())) ** 0.5
+    chosen = min(
+        (k for k, row in enumerate(rows) if row[0] >= best - error),
+        key=lambda k: (costs[k], -rows[k][0]),
+    )
+    accuracy, w, c = rows[chosen]
+    held = (f[0, ~fitted, chosen] - f[1, ~fitted, chosen]) @ w > 0
+    report = {
+        "C": c,
+        "pairs_fitted": int(fitted.sum()),
+        "accuracy_cross_validated": accuracy,
+        "pairs_held_out": len(held),
+        "accuracy_held_out": held.float().mean().item(),
+        "accuracy_held_out_95": wilson(int(held.sum()), len(held)),
+        "candidates": [[c, round(accuracy, 4)] for accuracy, _, c in rows],
+    }
+    return chosen, w, report
+
+
+def calibrate(
+    policy: Policy,
+    values: Callable[[list[Any], list[str]], Tensor],
+    prompts: Sequence[Any],
+    seed: int,
+    n: int = 16,
+) -> tuple[float, float]:
+    """Center and scale: mean, and root mean square deviation within a prompt, of a score over n
+    sampled responses of the policy (temperature 1) to each prompt.
+
+    Args:
+        values: from N prompts and responses to their scores, (N,).
+    """
     prefixes = [policy.prefix(p) for p in prompts]
     sources = [generator(seed, p, 0, policy.head_device) for p in prompts]
     out = rollout(policy, prefixes, n, 48, decoding=Decoding(1.0), generators=sources)
-    f = features(
-        policy,
-        [p for p in prompts for _ in range(n)],
-        [t for row in out.texts for t in row],
-        layers=[layer],
-        poolings=[pooling],
-    )[:, 0, 0]
-    values = (f.double() @ w.double()).view(len(prompts), n)
-    return values.mean().item(), values.var(1, correction=1).mean().sqrt().item()
+    found = values([p for p in prompts for _ in range(n)], [t for row in out.texts for t in row])
+    found = found.double().view(len(prompts), n)
+    return found.mean().item(), found.var(1, correction=1).mean().sqrt().item()
+
+
+def write(folder: Path, head: Head, report: dict[str, Any]) -> None:
+    """head.safetensors and report.json; the report is printed too, but for its candidates."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head.save(folder / "head.safetensors")
+    report = {"layer": head.layer, "pooling": head.pooling, **report}
+    report |= {"scale": head.scale, "center": head.center}
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in report.items() if k != "candidates"}, indent=1))
+
+
+def row(pair: Pair) -> int:
+    """The row of its file that a pair came from."""
+    return int(pair.id.rsplit("-", 1)[1])
 
 
 def wilson(successes: int, trials: int) -> list[float]:
@@ -104,46 +164,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     policy = load_policy("embedded")
     pairs = hh_pairs(args.pairs)
-    f = pair_features(policy, pairs, args.layers)  # (2, N, layers, poolings, d)
-    fitted = torch.tensor([int(p.id.rsplit("-", 1)[1]) < args.held_out_from for p in pairs])
+    f = pair_features(policy, pairs, args.layers).flatten(2, 3)
+    fitted = torch.tensor([row(p) < args.held_out_from for p in pairs])
+    names = [(layer, pooling) for layer in args.layers for pooling in POOLINGS]
+    k, w, report = select(f, fitted, [layer for layer, _ in names], seed=args.seed)
+    layer, pooling = names[k]
 
-    table = []
-    for column, layer in enumerate(args.layers):
-        for k, pooling in enumerate(POOLINGS):
-            w, correct, c = train(
-                f[0, fitted, column, k], f[1, fitted, column, k], seed=args.seed, cs=STRENGTHS
-            )
-            held = (f[0, ~fitted, column, k] - f[1, ~fitted, column, k]) @ w > 0
-            table.append((correct.float().mean().item(), layer, pooling, c, w, held))
-            print(f"layer {layer} {pooling}: cross-validated {table[-1][0]:.4f} at C={c}")
-    best = max(row[0] for row in table)
-    error = (best * (1 - best) / int(fitted.sum())) ** 0.5
-    # The one-standard-error rule: of what cannot be told from the best, the cheapest to compute.
-    accuracy, layer, pooling, c, w, held = min(
-        (row for row in table if row[0] >= best - error), key=lambda row: (row[1], -row[0])
-    )
-    center, scale = calibrate(
-        policy, w, layer, pooling, load_prompts("builtin", split="dev"), args.seed
-    )
-    args.out.mkdir(parents=True, exist_ok=True)
-    Head(w, center, scale, layer, pooling).save(args.out / "head.safetensors")
-    report = {
-        "layer": layer,
-        "pooling": pooling,
-        "C": c,
-        "pairs_fitted": int(fitted.sum()),
-        "accuracy_cross_validated": accuracy,
-        "pairs_held_out": len(held),
-        "accuracy_held_out": held.float().mean().item(),
-        "accuracy_held_out_95": wilson(int(held.sum()), len(held)),
-        "scale": scale,
-        "center": center,
-        "dtype": str(policy.dtype).removeprefix("torch."),
-        "seed": args.seed,
-        "candidates": [[row[1], row[2], row[3], round(row[0], 4)] for row in table],
-    }
-    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in report.items() if k != "candidates"}, indent=1))
+    def values(prompts, responses):
+        f = features(policy, prompts, responses, layers=[layer], poolings=[pooling])
+        return f[:, 0, 0].double() @ w.double()
+
+    center, scale = calibrate(policy, values, load_prompts("builtin", split="dev"), args.seed)
+    report["candidates"] = [
+        [*name, *found] for name, found in zip(names, report["candidates"], strict=True)
+    ]
+    report |= {"dtype": str(policy.dtype).removeprefix("torch."), "seed": args.seed}
+    write(args.out, Head(w, center, scale, layer, pooling), report)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def load_reward(
     """Make a reward.
 
     Args:
-        source: "embedded" (the preference head of data/reward_head on frozen SmolLM2 features), the
+        source: "embedded" (the preference head of data/reward_head on frozen SmolLM2 features),
+            "embedded-judge" (another one, on other features and pairs; see `aisp.judge`), the
             Hugging Face id or path of a reward model (any sequence classifier with one output,
             openbmb/UltraRM-13b, openbmb/Eurus-RM-7b; see `aisp.reward_models`), a callable
             (prompt, response) -> float, or a Reward, which is returned as it is.
@@ -126,6 +127,10 @@ def load_reward(
         if policy is None or policy.name != "embedded" or policy.device != device:
             policy = load_policy("embedded", device=device, dtype=dtype)
         return EmbeddedReward.load(policy)
+    if str(source) == "embedded-judge":
+        from aisp.judge import EmbeddedJudge
+
+        return EmbeddedJudge.load(device)
     from aisp.reward_models import load_reward_model
 
     dtype = resolve_dtype(dtype, device)

@@ -8,8 +8,8 @@ import torch
 import aisp
 from aisp.prompts import hh_pairs
 from aisp.provenance import data_path
-from aisp.reward_head import Head
-from aisp.reward_head_training import calibrate, main, pair_features, train, wilson
+from aisp.reward_head import EmbeddedReward, Head
+from aisp.reward_head_training import calibrate, main, pair_features, select, train, wilson
 
 
 def test_training_recovers_a_known_preference():
@@ -36,6 +36,18 @@ def test_noise_is_at_chance_in_cross_validation():
     assert abs(correct.float().mean() - 0.5) < 4 * 0.5 / 1000**0.5
 
 
+def test_the_cheapest_of_what_cannot_be_told_from_the_best_is_taken_and_tested_on_other_pairs():
+    g = torch.Generator().manual_seed(2)
+    better, *noise = torch.randn(5, 600, 6, generator=g)
+    pairs = torch.stack([better.abs(), -better.abs()])  # every coordinate tells
+    f = torch.stack([torch.stack(noise[:2]), pairs, pairs], 2)  # (2, N, 3 candidates, d)
+    fitted = torch.arange(600) >= 200
+    k, w, report = select(f, fitted, [1, 3, 2])
+    assert k == 2  # 0 is cheaper and knows nothing, 1 knows as much and costs more
+    assert (report["pairs_fitted"], report["pairs_held_out"]) == (400, 200)
+    assert report["accuracy_held_out"] == 1 and (w > 0).all() and len(report["candidates"]) == 3
+
+
 def test_wilson_interval_against_a_published_example():
     # 81 of 263: [0.2553, 0.3662] (Newcombe, 1998, table I, method 3).
     low, high = wilson(81, 263)
@@ -46,8 +58,8 @@ def test_the_scale_is_one_within_a_prompt(embedded):
     """On a few development prompts; the card's statement is over all of them."""
     head = Head.load(data_path("reward_head/head.safetensors"))
     prompts = aisp.load_prompts("builtin", split="dev", limit=6)
-    _, scale = calibrate(embedded, head.w, head.layer, head.pooling, prompts, seed=1, n=6)
-    assert 0.6 < scale / head.scale < 1.5
+    _, scale = calibrate(embedded, EmbeddedReward(embedded, head).score, prompts, seed=1, n=6)
+    assert 0.6 < scale < 1.5
 
 
 def test_it_beats_060_on_held_out_real_pairs(shared_data, embedded):
