@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aisp import metrics, tables
-from aisp.policy import Policy
-from aisp.prompts import Prompt
-from aisp.rewards import Reward
+from aisp import tables
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from aisp.policy import Policy
+    from aisp.prompts import Prompt
+    from aisp.rewards import Reward
 
 AISP, NOISE, BEST = "AISP", "noise only", "best-of-n"
 TEMPERATURE = 0.65  # of which noise of sigma = 0.5 has the entropy (notebook 01, section 8)
@@ -127,6 +128,18 @@ def plan(
     return questions, methods
 
 
+def asked(records: "pd.DataFrame") -> dict[str, Question]:
+    """The questions that records answer; all but the budget is as in their longest AISP runs."""
+    import pandas as pd
+
+    runs = pd.DataFrame([c for c in records["config"] if c.get("adapt")])
+    long = runs.loc[(runs["n"] * runs["kappa"]).idxmax()]
+    kappa = int(runs["kappa"].mode()[0])
+    budget = {"n": int(long["n"]), "kappa": kappa, "max_new_tokens": int(long["max_new_tokens"])}
+    fixed = {k: float(long[k]) for k in ("sigma", "lam", "alpha")}
+    return plan(budget, longer=int(long["kappa"]) // kappa, **fixed)[0]
+
+
 def answers(records: "pd.DataFrame", question: Question) -> "pd.DataFrame":
     """One row per setting: rewards with bootstrap 95% intervals, and AISP minus noise only.
 
@@ -153,9 +166,9 @@ def answers(records: "pd.DataFrame", question: Question) -> "pd.DataFrame":
 def by_budget(
     records: "pd.DataFrame",
     question: Question,
-    prompts: Sequence[Prompt],
-    policy: Policy,
-    judge: Reward,
+    prompts: "Sequence[Prompt]",
+    policy: "Policy",
+    judge: "Reward",
 ) -> "pd.DataFrame":
     """What the long runs would have returned after 1, 2, 4, ... iterations, judged.
 
@@ -164,6 +177,8 @@ def by_budget(
         judged (the judge's score), surprisal (of the response under the policy, in nats).
     """
     import pandas as pd
+
+    from aisp import metrics
 
     by_id = {p.id: p for p in prompts}
     parts = []

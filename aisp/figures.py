@@ -336,3 +336,77 @@ def paired_differences(records: "pd.DataFrame", first: str, *, draws: int = 2000
     ax.set_xlabel(f"reward of {first} minus that of the other")
     ax.set_title("dots: prompts; bars: 95% bootstrap", loc="left", fontsize=7)
     return fig
+
+
+def ablation(answers: "pd.DataFrame", axis: str) -> "Figure":
+    """Reward by setting of AISP and its controls; and prompt by prompt, AISP minus noise only.
+
+    Args:
+        answers: from `aisp.ablations.answers`.
+        axis: what is varied.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 0.36 * PAGE))
+    x = np.arange(len(answers))
+    series = [c.removesuffix(" low") for c in answers.columns if c.endswith(" low")]
+    for i, name in enumerate(series):
+        shift = 0.12 * (i - (len(series) - 1) / 2)
+        _with_bars(left, x + shift, answers, name, f"{name} low", f"{name} high", f"C{i}", name)
+    left.set_ylabel("best reward")
+    left.set_title("means, 95% bootstrap intervals", loc="left", fontsize=7)
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    right.axhline(0, color="0.7", linewidth=0.8)
+    _with_bars(right, x, answers, "difference", "low", "high", "C0", None)
+    right.set_ylabel("AISP minus noise only")
+    prompts = answers["prompts"].max()
+    right.set_title(f"paired over {prompts:.0f} prompts, 95% bootstrap", loc="left", fontsize=7)
+    for ax in (left, right):
+        ax.set_xticks(x, answers.index)
+        ax.set_xlim(-0.5, len(x) - 0.5)
+        ax.set_xlabel(axis)
+    return fig
+
+
+def _with_bars(ax, x, table, middle, low, high, color, label) -> None:
+    bars = [table[middle] - table[low], table[high] - table[middle]]
+    ax.errorbar(x, table[middle], yerr=bars, fmt="o", ms=4, capsize=2, color=color, label=label)
+
+
+def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
+    """What more samples buy: the optimized reward and a judge against KL, and against each other.
+
+    Args:
+        table: from `aisp.ablations.by_budget`; one line per label, one point per budget, the mean
+            over prompts with a bootstrap 95% bar.
+    """
+    import matplotlib.pyplot as plt
+
+    from aisp.tables import bootstrap
+
+    kl = "surprisal of the response (nats)"
+    panels = [
+        ("surprisal", "reward", kl, "optimized reward"),
+        ("surprisal", "judged", kl, "independent judge"),
+        ("reward", "judged", "optimized reward", "independent judge"),
+    ]
+    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 0.36 * PAGE))
+    for ax, (across, up, xlabel, ylabel) in zip(axes, panels, strict=True):
+        for i, (label, group) in enumerate(table.groupby("label", sort=False)):
+            means = group.groupby(["samples", "prompt"])[[across, up]].mean()
+            x, y = (means[c].groupby("samples").mean() for c in (across, up))
+            band = [bootstrap(v, draws=draws) for _, v in means[up].groupby("samples")]
+            bars = np.abs(np.array(band).T - y.to_numpy())
+            ax.errorbar(x, y, bars, marker="o", ms=3, color=f"C{i}", label=label, elinewidth=0.7)
+            for samples in (x.index[0], x.index[-1]):
+                at = (x[samples], y[samples])
+                ax.annotate(
+                    f"{samples}", at, (3, 3), textcoords="offset points", fontsize=6, color=f"C{i}"
+                )
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+    prompts = table["prompt"].nunique()
+    title = f"means of {prompts} prompts, 95% bootstrap bars; numbers: samples"
+    fig.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title=title
+    )
+    return fig

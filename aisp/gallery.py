@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +49,14 @@ def _guided(args: "pd.DataFrame", knows: "pd.DataFrame", steps: "pd.DataFrame") 
     return figures.reward_guided(summary(args), knows, table)
 
 
+def _ablation(name: str, records: "pd.DataFrame") -> "Figure":
+    """Of notebook 07."""
+    from aisp import ablations
+
+    question = ablations.asked(records)[name]
+    return figures.ablation(ablations.answers(records, question), question.axis)
+
+
 RECIPES = {
     "sampler_lam": Recipe("02_sampler", ("sampler_sweep.jsonl",), _sweep),
     "sampler_comparison": Recipe(
@@ -67,6 +76,13 @@ RECIPES = {
     ),
     "proxy_deferral": Recipe("05_proxy_deferral", ("proxy_deferral.jsonl",), _without("window")),
 }
+for _name in ("sigma", "lam", "split", "decoding", "alpha", "tau"):
+    RECIPES[f"ablation_{_name}"] = Recipe(
+        "07_ablations", ("ablations.jsonl",), partial(_ablation, _name)
+    )
+RECIPES["ablation_budget"] = Recipe(
+    "07_ablations", ("ablations_budget.csv",), figures.over_optimization
+)
 for _name in ("main_results", "main_results_shp", "main_results_hh"):
     _file = (f"{_name}.jsonl",)
     RECIPES[_name] = Recipe("06_main_results", _file, figures.main_results)
