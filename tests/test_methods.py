@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,3 +263,19 @@ def test_the_progress_bar_can_be_switched_off(tiny, capsys):
     assert capsys.readouterr().err == ""
     aisp.align("Hi", tiny(), reward, **{**SMALL, "progress": True})
     assert "aisp" in capsys.readouterr().err
+
+
+def test_the_readme_adds_a_method_and_a_reward(tiny, monkeypatch):
+    """Its code runs as it stands."""
+    monkeypatch.setattr("aisp.methods.METHODS", dict(METHODS))
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Adding a method")[1].split("\n## ")[0]
+    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
+    names = {"aisp": aisp, "policy": tiny()}
+    exec(code, names)
+    out = names["out"]
+    given = {"temperature": 0.65, "top_p": 1.0, "n": 4, "kappa": 2, "progress": False}
+    same = aisp.align("Why is the sky blue?", tiny(), names["Brevity"](), "best_of_n", **given)
+    assert out.method == "cool" and out.config.temperature == 0.65 and len(out.candidates) == 8
+    assert out.reward == same.reward == -len(out.response.split())
+    assert out.candidates["response"].equals(same.candidates["response"])
