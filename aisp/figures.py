@@ -6,6 +6,7 @@ figure was made.
 """
 
 import json
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,25 @@ import numpy as np
 from aisp.provenance import checkout, file_sha256, git_state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
     from matplotlib.figure import Figure
 
 COLUMN = 3.4  # inches: one column of a two-column page
 PAGE = 7.0  # inches: its whole width
+
+
+def _figure(draw: "Callable[..., Figure]") -> "Callable[..., Figure]":
+    """Label the figure with the function that drew it, for `save`."""
+
+    @wraps(draw)
+    def drawn(*args, **kwargs):
+        fig = draw(*args, **kwargs)
+        fig.set_label(f"{draw.__module__}.{draw.__name__}")
+        return fig
+
+    return drawn
 
 
 def style() -> None:
@@ -81,6 +96,8 @@ def save(
     fig.savefig(paths[0], metadata={"CreationDate": None, "ModDate": None})
     fig.savefig(paths[1], metadata={"Software": None})
     record = {"figure": name, "profile": profile, **git_state(), "parameters": parameters}
+    if fig.get_label():
+        record["function"] = fig.get_label()
     if source is not None:
         path = Path(source).resolve()
         inside = path.is_relative_to(checkout())
@@ -90,6 +107,7 @@ def save(
     return paths
 
 
+@_figure
 def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """Best reward against samples used: mean over prompts with a bootstrap 95% band, per label.
 
@@ -126,6 +144,7 @@ def _curves(ax, records: "pd.DataFrame", colors: dict[str, Any], draws: int) -> 
         ax.fill_between(samples, band[:, 0], band[:, 1], color=color, alpha=0.15, linewidth=0)
 
 
+@_figure
 def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
     """Columns of the history by iteration, one panel each, mean over prompts, one line per label.
 
@@ -154,6 +173,7 @@ def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
     return fig
 
 
+@_figure
 def reward_guided(
     args: "pd.DataFrame", knows: "pd.DataFrame", re_control: "pd.DataFrame"
 ) -> "Figure":
@@ -196,6 +216,7 @@ def _stacked(records: "pd.DataFrame", column: str = "reward_best") -> np.ndarray
     return np.array([h[column] for h in records["history"]], dtype=float)
 
 
+@_figure
 def deferral(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """Reward against the mass that KAD defers, per rule: of single responses, and the best of n.
 
@@ -232,6 +253,7 @@ def deferral(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     return fig
 
 
+@_figure
 def residual_alignment(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """Reward of a single response and of the best of n, per label, with bootstrap 95% intervals.
 
@@ -262,6 +284,7 @@ def residual_alignment(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure
     return fig
 
 
+@_figure
 def main_results(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """Best reward against samples used, in two panels: sampling methods, and AISP with the others.
 
@@ -306,6 +329,7 @@ def main_results(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     return fig
 
 
+@_figure
 def paired_differences(records: "pd.DataFrame", first: str, *, draws: int = 2000) -> "Figure":
     """Reward of one label minus each other one: a dot per prompt, the mean with a bootstrap 95% bar.
 
@@ -338,6 +362,7 @@ def paired_differences(records: "pd.DataFrame", first: str, *, draws: int = 2000
     return fig
 
 
+@_figure
 def ablation(answers: "pd.DataFrame", axis: str) -> "Figure":
     """Reward by setting of AISP and its controls; and prompt by prompt, AISP minus noise only.
 
@@ -373,6 +398,7 @@ def _with_bars(ax, x, table, middle, low, high, color, label) -> None:
     ax.errorbar(x, table[middle], yerr=bars, fmt="o", ms=4, capsize=2, color=color, label=label)
 
 
+@_figure
 def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """What more samples buy: the optimized reward and a judge against KL, and against each other.
 

@@ -55,6 +55,46 @@ def test_histories_draw_one_panel_per_column():
     assert np.isnan(fig.axes[1].lines[0].get_ydata()[1])
 
 
+def test_ablations_draw_means_and_differences_of_their_table():
+    answers = pd.DataFrame(
+        {
+            **{"AISP": [2.0, 3.0], "AISP low": [1.0, 2.5], "AISP high": [4.0, 3.5]},
+            **{"noise only": [1.0, np.nan], "noise only low": [0.5, np.nan]},
+            **{"noise only high": [1.5, np.nan], "difference": [1.0, np.nan]},
+            **{"low": [0.2, np.nan], "high": [1.6, np.nan], "prompts": [16, np.nan]},
+        },
+        index=["0.3", "1"],
+    )
+    left, right = figures.ablation(answers, "lam").axes
+    ours, control = (c.lines[0].get_ydata() for c in left.containers)
+    assert list(ours) == [2, 3] and control[0] == 1 and np.isnan(control[1])
+    np.testing.assert_allclose(right.containers[0].lines[2][0].get_segments()[0][:, 1], [0.2, 1.6])
+    assert "16 prompts" in right.get_title(loc="left") and right.get_xlabel() == "lam"
+
+
+def test_over_optimization_draws_means_by_budget():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"label": label, "prompt": f"p{p}", "samples": 4 * 2**k}
+        | dict(zip(("reward", "judged", "surprisal"), rng.normal(size=3), strict=True))
+        for label in ("AISP", "best-of-n")
+        for p in range(5)
+        for k in range(3)
+    ]
+    table = pd.DataFrame(rows)
+    fig = figures.over_optimization(table)
+    means = table.groupby(["label", "samples"])[["surprisal", "reward", "judged"]].mean()
+    for ax, (x, y) in zip(
+        fig.axes,
+        [("surprisal", "reward"), ("surprisal", "judged"), ("reward", "judged")],
+        strict=True,
+    ):
+        drawn = {c.get_label(): c.lines[0].get_xydata() for c in ax.containers}
+        for label, points in drawn.items():
+            np.testing.assert_allclose(points, means.loc[label, [x, y]])
+        assert {t.get_text() for t in ax.texts} == {"4", "16"}
+
+
 def test_save_writes_pdf_png_and_provenance(tmp_path):
     source = tmp_path / "records.jsonl"
     source.write_text("{}\n")
@@ -64,6 +104,7 @@ def test_save_writes_pdf_png_and_provenance(tmp_path):
     assert [p.name for p in paths] == ["f.pdf", "f.png", "f.json"]
     note = json.loads(paths[2].read_text())
     assert note["source_sha256"] == file_sha256(source) and note["parameters"] == {"seed": 3}
+    assert note["function"] == "aisp.figures.reward_curves"
     assert {"commit", "clean", "profile"} <= set(note) and note["source"] == "records.jsonl"
     assert paths[0].read_bytes()[:4] == b"%PDF" and paths[1].read_bytes()[1:4] == b"PNG"
     before = paths[1].read_bytes(), paths[0].read_bytes()
