@@ -204,9 +204,11 @@ def _out_of_memory(error: BaseException | None) -> bool:
 def _record(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
     """One result, or the text of an error, as plain JSON.
 
-    The prompt's text is kept for built-in prompts only.
+    The prompt's text is kept for built-in prompts only. Records are made to be published, and the
+    texts of SHP and HH-RLHF are not: what a response quotes of them at length becomes an ellipsis.
     """
     builtin = prompt.source == "builtin"
+    quoted = partial(_unquoted, prompt=prompt, least=24) if prompt.source in ("shp", "hh") else str
     about = {"prompt": prompt.id, "prompt_text": prompt.text if builtin else None}
     if isinstance(out, str):
         empty = {"reward": None, "response": None, "samples": 0, "reward_calls": 0, "tokens": 0}
@@ -215,7 +217,7 @@ def _record(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
     calls = out.history.get("reward_calls")
     return about | {
         "reward": out.reward,
-        "response": out.response,
+        "response": quoted(out.response),
         "samples": len(out.candidates),
         "reward_calls": len(out.candidates) if calls is None else int(calls.sum()),
         "tokens": int(out.history["tokens"].sum()),
@@ -225,23 +227,30 @@ def _record(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
             name: [None if value != value else value for value in column]
             for name, column in out.history.to_dict("list").items()
         },
-        "improvements": _improvements(out.candidates),
+        "improvements": [x | {"response": quoted(x["response"])} for x in _improvements(out)],
         "interrupted": out.interrupted,
     }
 
 
-def _improvements(candidates: "pd.DataFrame") -> list[dict[str, Any]]:
+def _improvements(out: Alignment) -> list[dict[str, Any]]:
     """The best responses so far, by iteration: what smaller budgets would have returned."""
+    candidates = out.candidates
     best = candidates.loc[candidates.groupby("iteration")["reward"].idxmax()]
     best = best[best["reward"] > best["reward"].cummax().shift(fill_value=-math.inf)]
     return best[["iteration", "reward", "response"]].to_dict("records")
 
 
-def _unquoted(text: str, prompt: Prompt) -> str:
-    """The text without what it quotes of the prompt, be it as such or as a Python literal."""
+def _unquoted(text: str, prompt: Prompt, least: int = 12) -> str:
+    """The text without what it quotes of the prompt, be it as such or as a Python literal.
+
+    Args:
+        least: characters that make a quotation.
+    """
     for message in prompt.messages:
         for source in (message["content"], repr(message["content"])[1:-1]):
-            while (m := SequenceMatcher(None, text, source, False).find_longest_match()).size >= 12:
+            while (
+                m := SequenceMatcher(None, text, source, False).find_longest_match()
+            ).size >= least:
                 text = text[: m.a] + "…" + text[m.a + m.size :]
     return text
 

@@ -111,6 +111,25 @@ def test_text_of_other_prompt_sets_is_not_kept(tiny, tmp_path):
     assert "private" not in (tmp_path / "e.jsonl").read_text()
 
 
+def test_quotations_of_shp_and_hh_are_not_kept_either(fake, tmp_path, monkeypatch):
+    question = "Why does my sourdough starter smell of old paint after two days?"
+    response = f"You ask: {question[:30]}. Then of old paint. {question[25:]}"
+
+    def answer(prompt, config, seed, method):
+        one = {"iteration": 0, "response": response, "reward": 1.0}
+        history = pd.DataFrame({"tokens": [7], "seconds": [0.1]})
+        return Alignment(prompt, response, 1.0, pd.DataFrame([one]), history, config, seed, method)
+
+    monkeypatch.setattr(fake, "result", answer)
+    sources = {"shp-1": "shp", "hh-1": "hh", "q1": "mine.jsonl"}
+    prompts = [Prompt(key, question, source) for key, source in sources.items()]
+    kept = run_fake(tmp_path / "e.jsonl", prompts).drop_duplicates("prompt").set_index("prompt")
+    for key in ("shp-1", "hh-1"):
+        assert kept["response"][key] == "You ask: …. Then of old paint. …"
+        assert kept["improvements"][key][0]["response"] == kept["response"][key]
+    assert kept["response"]["q1"] == response  # the user's own
+
+
 def test_a_second_run_computes_only_what_is_missing(tiny, tmp_path):
     path = tmp_path / "e.jsonl"
     go(path, tiny(), limit=2)
