@@ -83,7 +83,7 @@ def plan(
     # The sweep over sigma is at 2 lam: so it was begun in notebook 02.
     by_sigma = {
         f"{s:g}": {AISP: aisp(lam=2 * lam, sigma=s), NOISE: noise(sigma=s)}
-        for s in (x * sigma for x in (0.4, 0.7, 1, 1.4, 2))
+        for s in (x * sigma for x in (0.7, 1, 1.4, 2))
     }
     by_lam = {f"{x * lam:g}": {AISP: aisp(lam=x * lam), NOISE: control} for x in (0.3, 1, 2, 4)}
     splits = [(n * x, kappa // x) for x in (4, 2) if kappa % x == 0]
@@ -106,7 +106,6 @@ def plan(
         f"T = {TEMPERATURE:g}": {
             BEST: best(f"T = {TEMPERATURE:g}", temperature=TEMPERATURE, top_p=1.0)
         },
-        "T = 1": {BEST: best("T = 1", top_p=1.0)},
     }
     alphas = dict.fromkeys([0.0, alpha, 1.0])
     by_alpha = {
