@@ -86,8 +86,8 @@ def plan(
         for s in (x * sigma for x in (0.7, 1, 1.4, 2))
     }
     by_lam = {f"{x * lam:g}": {AISP: aisp(lam=x * lam), NOISE: control} for x in (0.3, 1, 2, 4)}
-    splits = [(n * x, kappa // x) for x in (4, 2) if kappa % x == 0]
-    splits += [(n, kappa)] + [(n // 2, kappa * 2)] * (n % 2 == 0 and n >= 4)
+    splits = [(2 * n, kappa // 2)] * (kappa % 2 == 0) + [(n, kappa)]
+    splits += [(n // 2, 2 * kappa)] * (n % 2 == 0 and n >= 4)
     by_split = {
         f"{a} x {b}": {
             AISP: base if a == n else aisp(f"n={a}, kappa={b}", n=a, kappa=b),
@@ -107,7 +107,7 @@ def plan(
             BEST: best(f"T = {TEMPERATURE:g}", temperature=TEMPERATURE, top_p=1.0)
         },
     }
-    alphas = dict.fromkeys([0.0, alpha, 1.0])
+    alphas = dict.fromkeys([0.0, alpha])
     by_alpha = {
         f"{a:g}": {AISP: base if a == alpha else aisp(f"alpha={a:g}", alpha=a), NOISE: control}
         for a in alphas
