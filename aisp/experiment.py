@@ -29,7 +29,7 @@ from aisp.alignment import Alignment
 from aisp.methods import align, configure
 from aisp.policy import Policy
 from aisp.prompts import Prompt
-from aisp.provenance import checkout, environment, git_state
+from aisp.provenance import checkout, environment, git_state, weights
 from aisp.rewards import Reward
 from aisp.tables import Key, bootstrap, comparison, load, main, paired, parse, summary, table
 
@@ -327,6 +327,7 @@ def _note_run(path, run_id, policy, reward, prompts, command) -> None:
         "template": policy.template if isinstance(policy.template, str) else "custom",
         "dtype": str(policy.dtype).removeprefix("torch."),
         "reward": getattr(reward, "name", getattr(reward, "__name__", "custom")),
+        "weights": {"policy": weights(policy), "reward": weights(reward)},
         "prompts": sorted({p.source for p in prompts}),
         "n_prompts": len(prompts),
         "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),  # of ids and texts

@@ -66,6 +66,7 @@ class EmbeddedReward(Reward):
     """
 
     name = "embedded"
+    files: tuple[Path, ...] = ()  # of its own; the policy has those of the model
 
     def __init__(self, policy: Policy, head: Head, batch_tokens: int = 4096):
         self.policy, self.head, self.batch_tokens = policy, head, batch_tokens
@@ -73,7 +74,10 @@ class EmbeddedReward(Reward):
     @classmethod
     def load(cls, policy: Policy) -> "EmbeddedReward":
         """The head shipped with the package, on the embedded policy."""
-        return cls(policy, Head.load(data_path("reward_head/head.safetensors")))
+        path = data_path("reward_head/head.safetensors")
+        reward = cls(policy, Head.load(path))
+        reward.files = (path,)
+        return reward
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
         f = features(

@@ -56,6 +56,25 @@ def test_records_hold_what_align_returns(tiny, tmp_path):
     assert (note["policy"], note["reward"], note["n_prompts"]) == ("tiny-llama", "reward", 3)
 
 
+def test_runs_name_the_weights_by_hash_or_revision(tmp_path):
+    from aisp import assets
+    from aisp.provenance import data_path, file_sha256, weights
+
+    head = data_path("reward_head/head.safetensors")
+    reward = SimpleNamespace(name="embedded", files=(head,))
+    assert weights(reward) == {"head.safetensors": file_sha256(head)}
+    embedded = SimpleNamespace(name="embedded", model=object())
+    assert weights(embedded) == assets.POLICY.digests
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "config.json").write_text("{}")
+    local = weights(SimpleNamespace(name=str(tmp_path), model=object()))
+    assert local == {"model.safetensors": file_sha256(tmp_path / "model.safetensors")}
+    config = SimpleNamespace(_commit_hash="abc")
+    hub = SimpleNamespace(name="some/model", model=SimpleNamespace(config=config))
+    assert weights(hub) == {"revision": "abc"}
+    assert weights(lambda prompt, response: 0.0) == {}
+
+
 def test_a_long_run_holds_the_shorter_ones(tiny, tmp_path):
     more = {label: m | {"kappa": 5} for label, m in METHODS.items()}
     long = go(tmp_path / "long.jsonl", tiny(), methods=more)
