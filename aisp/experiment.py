@@ -208,7 +208,7 @@ def _record(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
     texts of SHP and HH-RLHF are not: what a response quotes of them at length becomes an ellipsis.
     """
     builtin = prompt.source == "builtin"
-    quoted = partial(_unquoted, prompt=prompt, least=24) if prompt.source in ("shp", "hh") else str
+    quoted = partial(_unquoted, prompt=prompt, least=40) if prompt.source in ("shp", "hh") else str
     about = {"prompt": prompt.id, "prompt_text": prompt.text if builtin else None}
     if isinstance(out, str):
         empty = {"reward": None, "response": None, "samples": 0, "reward_calls": 0, "tokens": 0}

@@ -131,8 +131,8 @@ def test_text_of_other_prompt_sets_is_not_kept(tiny, tmp_path):
 
 
 def test_quotations_of_shp_and_hh_are_not_kept_either(fake, tmp_path, monkeypatch):
-    question = "Why does my sourdough starter smell of old paint after two days?"
-    response = f"You ask: {question[:30]}. Then of old paint. {question[25:]}"
+    question = "Why does my sourdough starter smell of old paint after two days at twenty degrees?"
+    response = f"You ask: {question[:40]}. Then of old paint. {question[30:]}"
 
     def answer(prompt, config, seed, method):
         one = {"iteration": 0, "response": response, "reward": 1.0}
