@@ -144,7 +144,7 @@ def test_quotations_of_shp_and_hh_are_not_kept_either(fake, tmp_path, monkeypatc
     prompts = [Prompt(key, question, source) for key, source in sources.items()]
     kept = run_fake(tmp_path / "e.jsonl", prompts).drop_duplicates("prompt").set_index("prompt")
     for key in ("shp-1", "hh-1"):
-        assert kept["response"][key] == "You ask: …. Then of old paint. …"
+        assert kept["response"][key] == "You ask: …. Then of old paint.…"
         assert kept["improvements"][key][0]["response"] == kept["response"][key]
     assert kept["response"]["q1"] == response  # the user's own
 
