@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aisp.rewards import Reward
 
 AISP, NOISE, BEST = "AISP", "noise only", "best-of-n"
+FIRST = ", first part"  # of the label of a long run: its iterations within the budget of the others
 TEMPERATURE = 0.65  # of which noise of sigma = 0.5 has the entropy (notebook 01, section 8)
 
 
@@ -74,18 +75,20 @@ def plan(
         methods[f"{BEST}, {label}"] = {"method": "best_of_n", **budget, **changed}
         return f"{BEST}, {label}"
 
-    base, control = aisp(), noise()
-    long = {"kappa": longer * kappa}
-    of = f"{n * kappa * longer} samples"
-    by_budget = {
-        of: {AISP: aisp(f"{AISP}, {of}", **long), NOISE: noise(of, **long), BEST: best(of, **long)}
+    # The first iterations of the long runs are what other settings are compared with.
+    long, of = {"kappa": longer * kappa}, f"{n * kappa * longer} samples"
+    longest = {
+        AISP: aisp(f"{AISP}, {of}", **long),
+        NOISE: noise(of, **long),
+        BEST: best(of, **long),
     }
-    # The sweep over sigma is at 2 lam: so it was begun in notebook 02.
+    base, control, plain = (f"{label}{FIRST}" for label in longest.values())
+    # The sweeps over sigma, at 2 lam, and lam were begun in notebook 02.
     by_sigma = {
         f"{s:g}": {AISP: aisp(lam=2 * lam, sigma=s), NOISE: noise(sigma=s)}
         for s in (x * sigma for x in (0.7, 1, 1.4, 2))
     }
-    by_lam = {f"{x * lam:g}": {AISP: aisp(lam=x * lam), NOISE: control} for x in (0.3, 1, 2, 4)}
+    by_lam = {f"{x * lam:g}": {AISP: aisp(lam=x * lam), NOISE: noise()} for x in (0.3, 1, 2, 4)}
     splits = [(2 * n, kappa // 2)] * (kappa % 2 == 0) + [(n, kappa)]
     splits += [(n // 2, 2 * kappa)] * (n % 2 == 0 and n >= 4)
     by_split = {
@@ -101,7 +104,7 @@ def plan(
         "top-p 0.9": {
             AISP: aisp("sampled, top-p 0.9", **nucleus),
             NOISE: noise("sampled, top-p 0.9", **nucleus),
-            BEST: best("top-p 0.9"),
+            BEST: plain,
         },
         f"T = {TEMPERATURE:g}": {
             BEST: best(f"T = {TEMPERATURE:g}", temperature=TEMPERATURE, top_p=1.0)
@@ -122,13 +125,13 @@ def plan(
         "decoding": Question("tokens drawn by", by_decoding),
         "alpha": Question("alpha", by_alpha),
         "tau": Question(f"tau (of {tokens} steps)", by_tau),
-        "budget": Question("samples", by_budget),
+        "budget": Question("samples", {of: longest}),
     }
     return questions, methods
 
 
-def asked(records: "pd.DataFrame") -> dict[str, Question]:
-    """The questions that records answer; all but the budget is as in their longest AISP runs."""
+def asked(records: "pd.DataFrame") -> tuple[dict[str, Question], int]:
+    """The questions that records answer, and kappa; the rest is as in their longest AISP runs."""
     import pandas as pd
 
     runs = pd.DataFrame([c for c in records["config"] if c.get("adapt")])
@@ -136,7 +139,18 @@ def asked(records: "pd.DataFrame") -> dict[str, Question]:
     kappa = int(runs["kappa"].mode()[0])
     budget = {"n": int(long["n"]), "kappa": kappa, "max_new_tokens": int(long["max_new_tokens"])}
     fixed = {k: float(long[k]) for k in ("sigma", "lam", "alpha")}
-    return plan(budget, longer=int(long["kappa"]) // kappa, **fixed)[0]
+    return plan(budget, longer=int(long["kappa"]) // kappa, **fixed)[0], kappa
+
+
+def with_first_parts(
+    records: "pd.DataFrame", questions: dict[str, Question], kappa: int
+) -> "pd.DataFrame":
+    """Records, and those that the long runs would have left after kappa iterations."""
+    import pandas as pd
+
+    long = records[records["label"].isin(questions["budget"].labels)]
+    first = tables.after(long, kappa)
+    return pd.concat([records, first.assign(label=first["label"] + FIRST)], ignore_index=True)
 
 
 def answers(records: "pd.DataFrame", question: Question) -> "pd.DataFrame":
@@ -190,4 +204,5 @@ def by_budget(
     asked, texts = [by_id[x] for x in found["prompt"]], list(found["response"])
     found["judged"] = judge.score(asked, texts).numpy()
     found["surprisal"] = metrics.surprisal(policy, asked, texts).numpy()
-    return found.drop(columns="response")
+    kept = ["label", "prompt", "seed", "samples", "reward", "judged", "surprisal"]
+    return found[kept]

@@ -53,7 +53,9 @@ def _ablation(name: str, records: "pd.DataFrame") -> "Figure":
     """Of notebook 07."""
     from aisp import ablations
 
-    question = ablations.asked(records)[name]
+    questions, kappa = ablations.asked(records)
+    records = ablations.with_first_parts(records, questions, kappa)
+    question = questions[name]
     return figures.ablation(ablations.answers(records, question), question.axis)
 
 

@@ -97,22 +97,27 @@ def after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
 
     Args:
         records: from `load`, with the column `improvements`; shorter ones and failed ones drop out.
-
-    Returns:
-        label, prompt, seed, samples, reward, response; one row per record.
     """
     import pandas as pd
 
     rows = []
     for one in finished(records).to_dict("records"):
         done = len(one["history"]["iteration"])
-        if done >= iterations:
-            best = [x for x in one["improvements"] if x["iteration"] < iterations][-1]
-            samples = one["samples"] * iterations // done
-            about = {k: one[k] for k in ("label", "prompt", "seed")}
-            found = {k: best[k] for k in ("reward", "response")}
-            rows.append(about | {"samples": samples} | found)
-    return pd.DataFrame(rows, columns=["label", "prompt", "seed", "samples", "reward", "response"])
+        if done < iterations:
+            continue
+        history = {name: column[:iterations] for name, column in one["history"].items()}
+        samples = one["samples"] * iterations // done
+        calls = history.get("reward_calls")  # without: every sample is scored once
+        better = [x for x in one["improvements"] if x["iteration"] < iterations]
+        rows.append(
+            one
+            | {"config": one["config"] | {"kappa": iterations}}
+            | {"reward": better[-1]["reward"], "response": better[-1]["response"]}
+            | {"samples": samples, "reward_calls": samples if calls is None else sum(calls)}
+            | {"tokens": sum(history["tokens"]), "seconds": sum(history["seconds"])}
+            | {"history": history, "improvements": better}
+        )
+    return pd.DataFrame(rows, columns=records.columns)
 
 
 def summary(records: "pd.DataFrame", *, draws: int = 10_000, seed: int = 0) -> "pd.DataFrame":

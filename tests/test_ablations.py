@@ -17,7 +17,11 @@ BUDGETS = [{k: v for k, v in b.items() if k != "n_prompts"} for b in BUDGETS]
 def test_every_label_runs_and_a_control_differs_in_adaptation_only(budget):
     questions, methods = ablations.plan(budget, longer=4)
     configs = {label: configure(**m).describe() for label, m in methods.items()}
-    assert {x for q in questions.values() for x in q.labels} == set(methods)
+    first = {label + ablations.FIRST for label in questions["budget"].labels}
+    assert {x for q in questions.values() for x in q.labels} == set(methods) | first
+    for label in first:
+        long = configs[label.removesuffix(ablations.FIRST)]
+        configs[label] = long | {"kappa": budget["kappa"]}
     size = budget["n"] * budget["kappa"]
     for name, question in questions.items():
         for series in question.settings.values():
@@ -55,7 +59,7 @@ def test_the_questions_are_found_again_in_their_records():
     for given in ({}, {"sigma": 0.3, "lam": 0.2, "alpha": 0.9, "longer": 4}):
         questions, methods = ablations.plan(BUDGETS[1], **given)
         config = {label: configure(**m).describe() for label, m in methods.items()}
-        assert ablations.asked(fake(methods, config)) == questions
+        assert ablations.asked(fake(methods, config)) == (questions, BUDGETS[1]["kappa"])
 
 
 def test_answers_are_means_and_paired_differences():
@@ -91,3 +95,8 @@ def test_long_runs_are_judged_at_every_budget(tiny, tmp_path):
         expected = metrics.surprisal(policy, [p], [ours["response"][p.id]]).item()
         assert full["surprisal"][p.id] == pytest.approx(expected)
     assert "response" not in out
+    whole = ablations.with_first_parts(records, questions, 2)
+    base = whole[whole["label"] == questions["alpha"].settings["0.99"]["AISP"]]
+    assert base["samples"].tolist() == [4, 4]
+    two = out[(out["samples"] == 4) & (out["label"] == "AISP")]
+    assert sorted(base["reward"]) == sorted(two["reward"])

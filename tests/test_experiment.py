@@ -79,8 +79,8 @@ def test_a_long_run_holds_the_shorter_ones(tiny, tmp_path):
     more = {label: m | {"kappa": 5} for label, m in METHODS.items()}
     long = go(tmp_path / "long.jsonl", tiny(), methods=more)
     short = go(tmp_path / "short.jsonl", tiny())
-    keys = ["label", "prompt", "seed", "samples", "reward", "response"]
-    assert tables.after(long, 2).equals(short[keys]) and tables.after(long, 5).equals(long[keys])
+    assert comparable(tables.after(long, 2)).equals(comparable(short))
+    assert comparable(tables.after(long, 5)).equals(comparable(long))
     assert tables.after(short, 3).empty
     assert (tables.after(long, 1)["reward"] < long["reward"]).any()  # or nothing was shown
 
