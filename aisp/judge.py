@@ -36,8 +36,11 @@ class EmbeddedJudge(Reward):
     @classmethod
     def load(cls, device: str | torch.device = "cpu") -> "EmbeddedJudge":
         """The head shipped with the package, on the embedded sentence encoder."""
-        head = Head.load(data_path("judge/head.safetensors"))
-        return cls(_encoder(head.layer, device), head)
+        path = data_path("judge/head.safetensors")
+        head = Head.load(path)
+        judge = cls(_encoder(head.layer, device), head)
+        judge.files = (path,)
+        return judge
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
         f = self.encoder.embed(responses)
@@ -68,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     f = torch.stack([_encoder(layer).embed(texts) for layer in args.layers], 1)
     fitted = torch.tensor([row(p) >= args.fitted_from for p in pairs])
-    k, w, report = select(f.unflatten(0, (2, len(pairs))), fitted, args.layers, seed=args.seed)
+    names = [(layer,) for layer in args.layers]
+    k, w, report = select(f.unflatten(0, (2, len(pairs))), fitted, names, seed=args.seed)
     encoder = _encoder(args.layers[k])
 
     def values(prompts, responses):
@@ -76,9 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     dev = load_prompts("builtin", split="dev")
     center, scale = calibrate(load_policy("embedded"), values, dev, args.seed)
-    report["candidates"] = [
-        [layer, *found] for layer, found in zip(args.layers, report["candidates"], strict=True)
-    ]
     report["seed"] = args.seed
     write(args.out, Head(w, center, scale, args.layers[k], encoder.pooling), report)
 

@@ -66,7 +66,6 @@ class EmbeddedReward(Reward):
     """
 
     name = "embedded"
-    files: tuple[Path, ...] = ()  # of its own; the policy has those of the model
 
     def __init__(self, policy: Policy, head: Head, batch_tokens: int = 4096):
         self.policy, self.head, self.batch_tokens = policy, head, batch_tokens

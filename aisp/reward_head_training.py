@@ -1,7 +1,8 @@
 """Training of the embedded preference head on human preference pairs.
 
-`pair_features` reads the pairs, `select` chooses features and fits w by logistic regression (`train`),
-`calibrate` finds the scale, and `python -m aisp.reward_head_training PAIRS` does all of it and writes data/reward_head/.
+`pair_features` reads the pairs, `select` chooses features and fits w by logistic regression
+(`train`), `calibrate` finds the scale, and `python -m aisp.reward_head_training PAIRS` does all of it
+and writes data/reward_head/. `aisp.judge` trains the second head with the same functions.
 """
 
 import argparse
@@ -69,20 +70,20 @@ def train(
 
 
 def select(
-    f: Tensor, fitted: Tensor, costs: Sequence[int], *, seed: int = 0
+    f: Tensor, fitted: Tensor, names: Sequence[tuple[Any, ...]], *, seed: int = 0
 ) -> tuple[int, Tensor, dict[str, Any]]:
     """Choose features by cross-validation, fit on them, and test on the pairs that are left.
 
-    The one-standard-error rule: of all that cannot be told from the best, the cheapest.
+    The one-standard-error rule: of all that cannot be told from the best, the fewest layers.
 
     Args:
         f: (2, N, K, d) features of the chosen and the rejected responses, K candidates.
         fitted: (N,) bool, the pairs to choose and fit on.
-        costs: of each candidate.
+        names: of the K candidates, each a tuple that begins with its number of layers.
 
     Returns:
-        Which candidate; its w (d,); and the report, in which `candidates` has C and cross-validated
-        accuracy of each.
+        Which candidate; its w (d,); and the report, in which `candidates` has the name, C and
+        cross-validated accuracy of each.
     """
     rows = []
     for k in range(f.shape[2]):
@@ -92,7 +93,7 @@ def select(
     error = (best * (1 - best) / int(fitted.sum())) ** 0.5
     chosen = min(
         (k for k, row in enumerate(rows) if row[0] >= best - error),
-        key=lambda k: (costs[k], -rows[k][0]),
+        key=lambda k: (names[k][0], -rows[k][0]),
     )
     accuracy, w, c = rows[chosen]
     held = (f[0, ~fitted, chosen] - f[1, ~fitted, chosen]) @ w > 0
@@ -103,7 +104,10 @@ def select(
         "pairs_held_out": len(held),
         "accuracy_held_out": held.float().mean().item(),
         "accuracy_held_out_95": wilson(int(held.sum()), len(held)),
-        "candidates": [[c, round(accuracy, 4)] for accuracy, _, c in rows],
+        "candidates": [
+            [*name, c, round(accuracy, 4)]
+            for name, (accuracy, _, c) in zip(names, rows, strict=True)
+        ],
     }
     return chosen, w, report
 
@@ -167,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     f = pair_features(policy, pairs, args.layers).flatten(2, 3)
     fitted = torch.tensor([row(p) < args.held_out_from for p in pairs])
     names = [(layer, pooling) for layer in args.layers for pooling in POOLINGS]
-    k, w, report = select(f, fitted, [layer for layer, _ in names], seed=args.seed)
+    k, w, report = select(f, fitted, names, seed=args.seed)
     layer, pooling = names[k]
 
     def values(prompts, responses):
@@ -175,9 +179,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         return f[:, 0, 0].double() @ w.double()
 
     center, scale = calibrate(policy, values, load_prompts("builtin", split="dev"), args.seed)
-    report["candidates"] = [
-        [*name, *found] for name, found in zip(names, report["candidates"], strict=True)
-    ]
     report |= {"dtype": str(policy.dtype).removeprefix("torch."), "seed": args.seed}
     write(args.out, Head(w, center, scale, layer, pooling), report)
 

@@ -42,6 +42,7 @@ class Reward(ABC):
     """Scores responses; derive from it for a reward of your own that works on batches."""
 
     name: str = "reward"
+    files: tuple[Path, ...] = ()  # weights of its own, which records name by their hash
 
     @abstractmethod
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:

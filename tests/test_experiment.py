@@ -56,14 +56,14 @@ def test_records_hold_what_align_returns(tiny, tmp_path):
     assert (note["policy"], note["reward"], note["n_prompts"]) == ("tiny-llama", "reward", 3)
 
 
-def test_runs_name_the_weights_by_hash_or_revision(tmp_path):
+def test_runs_name_the_weights_by_hash_or_revision(embedded, tmp_path):
     from aisp import assets
     from aisp.provenance import data_path, file_sha256, weights
 
-    head = data_path("reward_head/head.safetensors")
-    reward = SimpleNamespace(name="embedded", files=(head,))
-    assert weights(reward) == {"head.safetensors": file_sha256(head)}
-    embedded = SimpleNamespace(name="embedded", model=object())
+    for name, folder in {"embedded": "reward_head", "embedded-judge": "judge"}.items():
+        head = data_path(f"{folder}/head.safetensors")
+        reward = aisp.load_reward(name, policy=embedded)
+        assert weights(reward) == {"head.safetensors": file_sha256(head)}
     assert weights(embedded) == assets.POLICY.digests
     (tmp_path / "model.safetensors").write_bytes(b"x")
     (tmp_path / "config.json").write_text("{}")
