@@ -86,10 +86,10 @@ def plan(
     # The sweeps over sigma, at 2 lam, and lam were begun in notebook 02.
     by_sigma = {
         f"{s:g}": {AISP: aisp(lam=2 * lam, sigma=s), NOISE: noise(sigma=s)}
-        for s in (x * sigma for x in (0.7, 1, 1.4, 2))
+        for s in (x * sigma for x in (0.4, 0.7, 1, 1.4, 2))
     }
     by_lam = {f"{x * lam:g}": {AISP: aisp(lam=x * lam), NOISE: noise()} for x in (0.3, 1, 2, 4)}
-    splits = [(2 * n, kappa // 2)] * (kappa % 2 == 0) + [(n, kappa)]
+    splits = [(f * n, kappa // f) for f in (4, 2, 1) if kappa % f == 0]
     splits += [(n // 2, 2 * kappa)] * (n % 2 == 0 and n >= 4)
     by_split = {
         f"{a} x {b}": {
@@ -98,7 +98,7 @@ def plan(
         }
         for a, b in splits
     }
-    nucleus = {"temperature": 1.0, "top_p": 0.9}
+    nucleus, cool = {"temperature": 1.0, "top_p": 0.9}, {"temperature": TEMPERATURE, "top_p": 1.0}
     by_decoding = {
         "greedy": {AISP: base, NOISE: control},
         "top-p 0.9": {
@@ -107,16 +107,21 @@ def plan(
             BEST: plain,
         },
         f"T = {TEMPERATURE:g}": {
-            BEST: best(f"T = {TEMPERATURE:g}", temperature=TEMPERATURE, top_p=1.0)
+            AISP: aisp(f"sampled, T = {TEMPERATURE:g}", **cool),
+            NOISE: noise(f"sampled, T = {TEMPERATURE:g}", **cool),
+            BEST: best(f"T = {TEMPERATURE:g}", **cool),
         },
+        "T = 1": {BEST: best("T = 1", top_p=1.0)},
     }
-    alphas = dict.fromkeys([0.0, alpha])
+    alphas = dict.fromkeys([0.0, alpha, 1.0])
     by_alpha = {
         f"{a:g}": {AISP: base if a == alpha else aisp(f"alpha={a:g}", alpha=a), NOISE: control}
         for a in alphas
     }
-    tau = max(1, tokens // 4)
-    by_tau = {f"{tau}": {AISP: aisp(f"tau={tau}", tau=tau), NOISE: noise(f"tau={tau}", tau=tau)}}
+    by_tau = {
+        f"{tau}": {AISP: aisp(f"tau={tau}", tau=tau), NOISE: noise(f"tau={tau}", tau=tau)}
+        for tau in (max(1, tokens // 4), max(1, tokens // 2))
+    }
     by_tau[f"{tokens}"] = {AISP: base, NOISE: control}
     questions = {
         "sigma": Question(f"sigma (lam = {2 * lam:g})", by_sigma),
