@@ -49,6 +49,13 @@ def _guided(args: "pd.DataFrame", knows: "pd.DataFrame", steps: "pd.DataFrame") 
     return figures.reward_guided(summary(args), knows, table)
 
 
+def _main(figure: Callable[..., Any], records: "pd.DataFrame", **options: Any) -> "Figure":
+    """Of notebook 06."""
+    from aisp.main_results import in_order
+
+    return figure(in_order(records), **options)
+
+
 def _ablation(name: str, records: "pd.DataFrame") -> "Figure":
     """Of notebook 07."""
     from aisp import ablations
@@ -87,9 +94,9 @@ RECIPES["ablation_budget"] = Recipe(
 )
 for _name in ("main_results", "main_results_shp", "main_results_hh"):
     _file = (f"{_name}.jsonl",)
-    RECIPES[_name] = Recipe("06_main_results", _file, figures.main_results)
+    RECIPES[_name] = Recipe("06_main_results", _file, partial(_main, figures.main_results))
     RECIPES[f"{_name}_paired"] = Recipe(
-        "06_main_results", _file, lambda records: figures.paired_differences(records, "AISP")
+        "06_main_results", _file, partial(_main, figures.paired_differences, first="AISP")
     )
 
 

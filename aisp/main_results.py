@@ -149,7 +149,23 @@ def run(
             found = experiment.run(path, some, prompts, model, reward, seeds=[seed], **options)
     ids = {p.id for p in prompts}
     mine = found["label"].isin(list(methods)) & found["prompt"].isin(ids) & (found["seed"] == seed)
-    return found[mine].reset_index(drop=True)
+    return in_order(found[mine])
+
+
+def in_order(records: "pd.DataFrame") -> "pd.DataFrame":
+    """Records in the order of METHODS, not of their writing: one color and place per method."""
+    place = [
+        METHODS.index(_name(*of)) for of in zip(records["method"], records["config"], strict=True)
+    ]
+    return records.iloc[sorted(range(len(records)), key=place.__getitem__)].reset_index(drop=True)
+
+
+def _name(method: str, config: dict[str, Any]) -> str:
+    if method == "aisp":
+        return "aisp" if config["adapt"] else "noise_only"
+    if method == "best_of_n":
+        return "best_of_n" if config["top_p"] < 1 else "best_of_n_t1"
+    return method
 
 
 def take_over(

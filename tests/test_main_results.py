@@ -115,6 +115,18 @@ def test_run_gives_kad_the_bare_policy_and_returns_its_own_records(tmp_path, mon
     assert set(found["seed"]) == {0}
 
 
+def test_methods_have_one_order_whatever_was_written_first():
+    methods, _ = main_results.plan(None, FakePolicy(), REWARD, BUDGET)
+    written = [
+        {"label": label, "prompt": p.id, **one, "config": configure(**one).describe()}
+        for p in prompts()
+        for label, one in reversed(methods.items())
+    ]
+    found = main_results.in_order(pd.DataFrame(written))
+    assert list(found["label"].unique()) == list(methods)
+    assert [list(of["prompt"]) for _, of in found.groupby("label")] == [["p0", "p1", "p2"]] * 8
+
+
 def test_taken_over_are_records_that_agree_in_everything(tmp_path):
     asked = prompts()
     run = {"policy": "embedded", "template": "chat", "dtype": "float32", "device": "cpu"}
