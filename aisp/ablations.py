@@ -46,7 +46,7 @@ def plan(
     sigma: float = 0.5,
     lam: float = 1.0,
     alpha: float = 0.99,
-    longer: int = 2,
+    longer: int = 4,
 ) -> tuple[dict[str, Question], dict[str, dict[str, Any]]]:
     """The questions, and the methods that answer them, as `experiment.run` takes them.
 
