@@ -78,7 +78,7 @@ def test_answers_are_means_and_paired_differences():
 
 
 def test_long_runs_are_judged_at_every_budget(tiny, tmp_path):
-    questions, methods = ablations.plan({"n": 2, "kappa": 2, "max_new_tokens": 5})
+    questions, methods = ablations.plan({"n": 2, "kappa": 2, "max_new_tokens": 5}, longer=2)
     policy, prompts = tiny(), aisp.load_prompts("builtin", split="dev", limit=2)
     long = {label: methods[label] for label in questions["budget"].labels}
     records = experiment.run(
