@@ -6,6 +6,7 @@ first has and the second has not is what adaptation buys there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mode
 from typing import TYPE_CHECKING, Any
 
 from aisp import tables
@@ -123,6 +124,20 @@ def plan(
         for tau in (max(1, tokens // 4), max(1, tokens // 2))
     }
     by_tau[f"{tokens}"] = {AISP: base, NOISE: control}
+    # What could keep the mean of a long run from wandering off.
+    by_drift = {f"{n} x {longer * kappa}": dict(longest)}
+    for f in (2, 4):
+        if longer * kappa % f == 0:
+            a, b = f * n, longer * kappa // f
+            label = aisp(f"{AISP}, {of}, n={a}, kappa={b}", n=a, kappa=b)
+            by_drift[f"{a} x {b}"] = {**longest, AISP: label}
+    hot = aisp(f"{AISP}, {of}, lam={4 * lam:g}", lam=4 * lam, **long)
+    by_drift[f"lam = {4 * lam:g}"] = {**longest, AISP: hot}
+    half = {"tau": max(1, tokens // 2), **long}
+    by_drift[f"tau = {half['tau']}"] = {
+        AISP: aisp(f"{AISP}, {of}, tau={half['tau']}", **half),
+        NOISE: noise(f"{of}, tau={half['tau']}", **half),
+    }
     questions = {
         "sigma": Question(f"sigma (lam = {2 * lam:g})", by_sigma),
         "lam": Question("lam (units of reward)", by_lam),
@@ -131,20 +146,21 @@ def plan(
         "alpha": Question("alpha", by_alpha),
         "tau": Question(f"tau (of {tokens} steps)", by_tau),
         "budget": Question("samples", {of: longest}),
+        "drift": Question(f"{of}: n x kappa, or what else is changed", by_drift),
     }
     return questions, methods
 
 
 def asked(records: "pd.DataFrame") -> tuple[dict[str, Question], int]:
     """The questions that records answer, and kappa; the rest is as in their longest AISP runs."""
-    import pandas as pd
-
-    runs = pd.DataFrame([c for c in records["config"] if c.get("adapt")])
-    long = runs.loc[(runs["n"] * runs["kappa"]).idxmax()]
-    kappa = int(runs["kappa"].mode()[0])
-    budget = {"n": int(long["n"]), "kappa": kappa, "max_new_tokens": int(long["max_new_tokens"])}
-    fixed = {k: float(long[k]) for k in ("sigma", "lam", "alpha")}
-    return plan(budget, longer=int(long["kappa"]) // kappa, **fixed)[0], kappa
+    of = zip(records["label"], records["config"], strict=True)
+    runs = {label: config for label, config in of if config.get("adapt")}
+    size = max(config["n"] * config["kappa"] for config in runs.values())
+    long = runs[f"{AISP}, {size} samples"]
+    kappa = mode(config["kappa"] for config in runs.values())
+    budget = {"n": long["n"], "kappa": kappa, "max_new_tokens": long["max_new_tokens"]}
+    fixed = {k: long[k] for k in ("sigma", "lam", "alpha")}
+    return plan(budget, longer=long["kappa"] // kappa, **fixed)[0], kappa
 
 
 def with_first_parts(

@@ -403,8 +403,8 @@ def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """What more samples buy: the optimized reward and a judge against KL, and against each other.
 
     Args:
-        table: from `aisp.ablations.by_budget`; one line per label, one point per budget, the mean
-            over prompts with a bootstrap 95% bar.
+        table: from `aisp.ablations.by_budget`; one line per label from its smallest budget (open)
+            to its largest (square), means over prompts with bootstrap 95% bars.
     """
     import matplotlib.pyplot as plt
 
@@ -423,15 +423,15 @@ def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
             x, y = (means[c].groupby("samples").mean() for c in (across, up))
             band = [bootstrap(v, draws=draws) for _, v in means[up].groupby("samples")]
             bars = np.abs(np.array(band).T - y.to_numpy())
-            ax.errorbar(x, y, bars, marker="o", ms=3, color=f"C{i}", label=label, elinewidth=0.7)
-            for samples in (x.index[0], x.index[-1]):
-                at = (x[samples], y[samples])
-                ax.annotate(
-                    f"{samples}", at, (3, 3), textcoords="offset points", fontsize=6, color=f"C{i}"
-                )
+            color = f"C{i}"
+            ax.errorbar(x, y, bars, marker="o", ms=3, color=color, label=label, elinewidth=0.7)
+            ax.plot(x.iloc[0], y.iloc[0], "o", ms=5, color=color, mfc="white", zorder=3)
+            ax.plot(x.iloc[-1], y.iloc[-1], "s", ms=6, color=color, zorder=3)
         ax.set(xlabel=xlabel, ylabel=ylabel)
     prompts = table["prompt"].nunique()
-    title = f"means of {prompts} prompts, 95% bootstrap bars; numbers: samples"
+    few, many = table["samples"].min(), table["samples"].max()
+    title = f"means of {prompts} prompts, 95% bootstrap bars; from {few} (open) to {many} samples"
+    title += " (square), doubled from point to point"
     fig.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title=title
     )

@@ -26,7 +26,7 @@ def test_every_label_runs_and_a_control_differs_in_adaptation_only(budget):
     for name, question in questions.items():
         for series in question.settings.values():
             sizes = {configs[x]["n"] * configs[x]["kappa"] for x in series.values()}
-            assert sizes == {4 * size if name == "budget" else size}, series
+            assert sizes == {4 * size if name in ("budget", "drift") else size}, series
             if ablations.NOISE in series:
                 ours, control = (configs[series[x]] for x in (ablations.AISP, ablations.NOISE))
                 differ = {k for k in ours if ours[k] != control[k]}
