@@ -36,6 +36,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "long_prefix": 64,
         "whole": {"n": 2, "kappa": 2, "tokens": 4},
         "many": {"n": 2, "kappa": 1, "tokens": 4, "prompts": 2},
+        "base": {"prompts": 1, "responses": 4, "tokens": 4, "prefix": 40},
         "axes": {"prompts": (1, 2), "responses": (2, 4), "tokens": (2, 4), "prefix": (32, 64)},
     },
     "cpu": {
@@ -45,6 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "long_prefix": 256,
         "whole": {"n": 16, "kappa": 8, "tokens": 64},
         "many": {"n": 16, "kappa": 1, "tokens": 64, "prompts": 8},
+        "base": {"prompts": 1, "responses": 64, "tokens": 32, "prefix": 40},
         "axes": {
             "prompts": (1, 2, 4, 8),
             "responses": (4, 16, 64, 256),
@@ -187,15 +189,15 @@ def whole_runs(
 def scaling(
     policy: Policy,
     *,
+    base: dict[str, int],
     axes: dict[str, Sequence[int]],
-    base: dict[str, int] | None = None,
     repeats: int = 3,
 ) -> "pd.DataFrame":
     """Speed of perturbed greedy decoding as one size at a time changes.
 
     Args:
-        axes: values of prompts, responses, tokens, prefix.
-        base: what the others are meanwhile.
+        base: prompts, responses, tokens and prefix.
+        axes: values of each, tried while the others are as in base.
 
     Returns:
         One row per (axis, value), with tokens_per_second and its low and high.
@@ -203,7 +205,6 @@ def scaling(
     import pandas as pd
 
     policy = endless(policy)
-    base = {"prompts": 1, "responses": 64, "tokens": 32, "prefix": 40} | (base or {})
     rows = []
     for axis, values in axes.items():
         for value in values:

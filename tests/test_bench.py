@@ -68,7 +68,7 @@ def test_scaling_and_limit(tiny):
     table = bench.scaling(
         tiny("llama"),
         axes={"responses": (2, 4), "prefix": (20, 40)},
-        base={"responses": 2, "tokens": 3},
+        base={"prompts": 1, "responses": 2, "tokens": 3, "prefix": 40},
         repeats=1,
     )
     assert list(zip(table["axis"], table["value"], strict=True)) == [
@@ -89,7 +89,7 @@ def test_every_profile_of_the_notebook_has_all_sizes():
     assert list(bench.SIZES) == ["smoke", "cpu", "gpu"]
     for size in others:
         assert size.keys() == smoke.keys()
-        assert all(size[k].keys() == smoke[k].keys() for k in ("whole", "many", "axes"))
+        assert all(size[k].keys() == smoke[k].keys() for k in ("whole", "many", "base", "axes"))
 
 
 @pytest.mark.slow

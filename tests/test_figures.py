@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "figures"
 RESULTS = ROOT / "data" / "results" / "cpu"
 DRAWN = [name for name in gallery.RECIPES if not gallery.missing(name, RESULTS)]
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
 
 
 def records(prompts=5):
@@ -92,7 +99,11 @@ def test_over_optimization_draws_means_by_budget():
         drawn = {c.get_label(): c.lines[0].get_xydata() for c in ax.containers}
         for label, points in drawn.items():
             np.testing.assert_allclose(points, means.loc[label, [x, y]])
-        assert {t.get_text() for t in ax.texts} == {"4", "16"}
+        for mark, budget in ("o", 4), ("s", 16):  # open: the smallest; squares: the largest
+            single = [p for p in ax.lines if p.get_marker() == mark and len(p.get_xdata()) == 1]
+            ends = [p.get_xydata()[0] for p in single]
+            np.testing.assert_allclose(ends, means.xs(budget, level="samples")[[x, y]])
+    assert "from 4 (open) to 16 samples (square)" in fig.legends[0].get_title().get_text()
 
 
 def test_save_writes_pdf_png_and_provenance(tmp_path):
