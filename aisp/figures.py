@@ -302,7 +302,9 @@ def main_results(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     records = finished(records)
     labels = list(records["label"].unique())
     records = records[records.groupby("prompt")["label"].transform("nunique") == len(labels)]
-    colors = dict(zip(labels, sns.color_palette("colorblind"), strict=False))
+    palette = sns.color_palette("colorblind")
+    del palette[8]  # a yellow that is too light for lines
+    colors = dict(zip(labels, palette, strict=False))
     about = records.groupby("label")[["method", "samples", "reward_calls"]].max()
     sampling = [x for x in labels if about["method"][x] in ("aisp", "best_of_n")]
     single = [x for x in labels if about["samples"][x] == 1]

@@ -27,8 +27,20 @@ from aisp.rewards import Reward
 if TYPE_CHECKING:
     import pandas as pd
 
-METHODS = ("aisp", "noise_only", "best_of_n", "best_of_n_t1", "args", "re_control", "ram", "kad")
+METHODS = (
+    "aisp",
+    "noise_only",
+    "best_of_n",
+    "best_of_n_t1",
+    "best_of_n_bare",
+    "args",
+    "re_control",
+    "ram",
+    "kad",
+)
 BASELINE = "best-of-n (top-p 0.9)"
+# What KAD does with nothing deferred: its control, as best-of-n at T = 1 is with all deferred.
+BARE = "best-of-n (no template)"
 MEASURES = {  # column -> heading, digits
     "diversity": ("diversity", 3),
     "coherence": ("coherence", 3),
@@ -102,7 +114,8 @@ def plan(
     if aligner is None:
         missing["ram"] = "there is no aligner for this policy; set aligner"
     if policy.template != "chat":
-        missing["kad"] = "the policy has no chat template that its own weights could be without"
+        why = "the policy has no chat template that its own weights could be without"
+        missing |= {"best_of_n_bare": why, "kad": why}
     refused = [x for x in asked if names is not None and x in missing]
     if refused:
         raise ValueError(f"{refused[0]} cannot run: {missing[refused[0]]}")
@@ -112,12 +125,13 @@ def plan(
         "noise_only": ("noise only", {"sigma": sigma, "adapt": False, **budget}),
         "best_of_n": (BASELINE, budget),
         "best_of_n_t1": ("best-of-n (T = 1)", {"top_p": 1.0, **budget}),
+        "best_of_n_bare": (BARE, {"top_p": 1.0, **budget}),
         "args": (f"ARGS, w = {w:g}", {"w": w, **one}),
         "re_control": ("RE-Control", {"value": value, "step_size": step_size, **budget}),
         "ram": ("RAM", {"aligner": aligner, "kl_limit": kl_limit, **budget}),
         "kad": ("KAD", budget),
     }
-    called = {"noise_only": "aisp", "best_of_n_t1": "best_of_n"}
+    called = {"noise_only": "aisp", "best_of_n_t1": "best_of_n", "best_of_n_bare": "best_of_n"}
     methods = {
         every[x][0]: {"method": called.get(x, x), **every[x][1]} for x in asked if x not in missing
     }
@@ -139,12 +153,12 @@ def run(
     """`experiment.run`, and of what the file holds the records of these methods, prompts and seed.
 
     KAD takes the policy without its chat template as the large, unaligned model, and the policy as
-    the aligned one.
+    the aligned one; best-of-n without a template samples from the first of the two.
     """
-    kad = {label: m for label, m in methods.items() if m["method"] == "kad"}
-    others = {label: m for label, m in methods.items() if label not in kad}
-    bare = replace(policy, template="continuation") if kad else policy
-    for some, model in ((others, policy), (kad, bare)):
+    bare = {x: m for x, m in methods.items() if m["method"] == "kad" or x == BARE}
+    others = {x: m for x, m in methods.items() if x not in bare}
+    plain = replace(policy, template="continuation") if bare else policy
+    for some, model in ((others, policy), (bare, plain)):
         if some:
             found = experiment.run(path, some, prompts, model, reward, seeds=[seed], **options)
     ids = {p.id for p in prompts}
@@ -154,13 +168,14 @@ def run(
 
 def in_order(records: "pd.DataFrame") -> "pd.DataFrame":
     """Records in the order of METHODS, not of their writing: one color and place per method."""
-    place = [
-        METHODS.index(_name(*of)) for of in zip(records["method"], records["config"], strict=True)
-    ]
+    about = zip(records["label"], records["method"], records["config"], strict=True)
+    place = [METHODS.index(_name(*of)) for of in about]
     return records.iloc[sorted(range(len(records)), key=place.__getitem__)].reset_index(drop=True)
 
 
-def _name(method: str, config: dict[str, Any]) -> str:
+def _name(label: str, method: str, config: dict[str, Any]) -> str:
+    if label == BARE:
+        return "best_of_n_bare"
     if method == "aisp":
         return "aisp" if config["adapt"] else "noise_only"
     if method == "best_of_n":

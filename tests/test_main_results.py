@@ -82,7 +82,8 @@ def test_every_method_runs_on_the_embedded_policy_with_one_budget():
 def test_what_has_no_trained_part_is_left_out_or_refused():
     other = FakePolicy("some/model", template="continuation")
     methods, left_out = main_results.plan(None, other, REWARD, BUDGET)
-    assert set(left_out) == {"re_control", "ram", "kad"} and len(methods) == 5
+    assert set(left_out) == {"re_control", "ram", "kad", "best_of_n_bare"}
+    assert len(methods) == 5
     given, _ = main_results.plan("ram", other, REWARD, BUDGET, aligner="folder")
     assert given["RAM"]["aligner"] == "folder"
     _, left_out = main_results.plan(None, FakePolicy(), SimpleNamespace(name="x"), BUDGET)
@@ -95,7 +96,8 @@ def test_what_has_no_trained_part_is_left_out_or_refused():
 
 def test_run_gives_kad_the_bare_policy_and_returns_its_own_records(tmp_path, monkeypatch):
     asked = prompts()
-    stored = [record(x, p, 1.0) for x in ("AISP", "KAD", "other") for p in prompts(4)]
+    labels = ["AISP", "best-of-n (no template)", "KAD"]
+    stored = [record(x, p, 1.0) for x in (*labels, "other") for p in prompts(4)]
     stored.append({**stored[0], "seed": 1})
     calls = []
 
@@ -104,14 +106,14 @@ def test_run_gives_kad_the_bare_policy_and_returns_its_own_records(tmp_path, mon
         return pd.DataFrame(stored)
 
     monkeypatch.setattr(experiment, "run", run)
-    methods, _ = main_results.plan("aisp,kad", FakePolicy(), REWARD, BUDGET)
+    methods, _ = main_results.plan("aisp,best_of_n_bare,kad", FakePolicy(), REWARD, BUDGET)
     found = main_results.run(tmp_path / "x.jsonl", methods, asked, FakePolicy(), REWARD, batch=4)
     options = {"batch": 4}
     assert calls == [
         (["AISP"], "chat", [0], options),
-        (["KAD"], "continuation", [0], options),
+        (labels[1:], "continuation", [0], options),
     ]
-    assert sorted(set(found["label"])) == ["AISP", "KAD"] and len(found) == 6
+    assert sorted(set(found["label"])) == sorted(labels) and len(found) == 9
     assert set(found["seed"]) == {0}
 
 
@@ -124,7 +126,7 @@ def test_methods_have_one_order_whatever_was_written_first():
     ]
     found = main_results.in_order(pd.DataFrame(written))
     assert list(found["label"].unique()) == list(methods)
-    assert [list(of["prompt"]) for _, of in found.groupby("label")] == [["p0", "p1", "p2"]] * 8
+    assert [list(of["prompt"]) for _, of in found.groupby("label")] == [["p0", "p1", "p2"]] * 9
 
 
 def test_taken_over_are_records_that_agree_in_everything(tmp_path):
