@@ -6,6 +6,7 @@ first has and the second has not is what adaptation buys there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mode
 from typing import TYPE_CHECKING, Any
 
@@ -213,6 +214,7 @@ def by_budget(
     import pandas as pd
 
     from aisp import metrics
+    from aisp.main_results import each
 
     by_id = {p.id: p for p in prompts}
     parts = []
@@ -223,7 +225,8 @@ def by_budget(
             parts.append(tables.after(runs, 2**k).assign(label=which))
     found = pd.concat(parts, ignore_index=True)
     asked, texts = [by_id[x] for x in found["prompt"]], list(found["response"])
-    found["judged"] = judge.score(asked, texts).numpy()
-    found["surprisal"] = metrics.surprisal(policy, asked, texts).numpy()
+    found["judged"] = each("judge", judge.score, asked, texts).numpy()
+    likely = partial(metrics.surprisal, policy)
+    found["surprisal"] = each("surprisal", likely, asked, texts).numpy()
     kept = ["label", "prompt", "seed", "samples", "reward", "judged", "surprisal"]
     return found[kept]

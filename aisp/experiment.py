@@ -52,6 +52,9 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": {"n_prompts": 1000, "n": 32, "kappa": 32, "max_new_tokens": 128},
 }
 
+# Sets whose texts may not be published, and so stand in no record.
+UNPUBLISHED = ("shp", "hh")
+
 
 def settings(profile: str, **overrides: Any) -> dict[str, Any]:
     """The settings of a profile; what is given and not None replaces the profile's value."""
@@ -87,8 +90,9 @@ def run(
         path: the records, a .jsonl file; made where it does not exist.
         methods: label -> {"method": name, **its parameters}; the label names it in tables.
         prompts: with unique ids.
-        batch: prompts decoded together; halved, within a method and seed, where the GPU's memory
-            does not hold them.
+        batch: prompts decoded together, at least 1; halved, within a method and seed, where the
+            GPU's memory does not hold them. Each record has the number that it was decoded with:
+            in float32 it changes no result, in bfloat16 last bits and, through them, some texts.
         progress: a bar over (label, prompt, seed).
         command: how to run this again, kept with the provenance.
 
@@ -97,12 +101,17 @@ def run(
         run anew the next time. (One that comes before anything of a batch is scored is raised.)
 
     Raises:
-        ValueError: prompts that share an id; a configuration that differs from that of records
-            under the same label; a file with a broken line before its last.
+        ValueError: batch below 1; prompts that share an id; records under one of these labels that
+            have another configuration, policy, template, dtype, reward or text of a prompt; a file
+            with a broken line before its last.
         RuntimeError: another run is writing the file.
     """
     from tqdm import tqdm  # plain text also in notebooks, so that papermill shows it
 
+    if batch < 1:
+        raise ValueError(
+            f"batch is {batch}; it is how many prompts are decoded together, 1 or more"
+        )
     if len({p.id for p in prompts}) < len(prompts):
         raise ValueError("two prompts share an id; records tell prompts apart by their ids")
     path = Path(path)
@@ -111,7 +120,7 @@ def run(
     failed = []
     with open(path, "a+b") as file:
         _lock(file)
-        done = _done(path, _mend(file), configs)
+        done = _done(path, _mend(file), configs, prompts, made_with(policy, reward))
         todo = [
             (label, seed, [p for p in prompts if (label, p.id, seed) not in done])
             for label in methods
@@ -120,7 +129,7 @@ def run(
         total = sum(len(rest) for *_, rest in todo)
         run_id = uuid.uuid4().hex[:12]
         if total:
-            _note_run(path, run_id, policy, reward, prompts, command)
+            _note_run(path, run_id, policy, reward, prompts, batch, command)
         with tqdm(total=total, disable=not progress, unit="prompt", file=sys.stderr) as bar:
             for records in _batches(todo, methods, configs, policy, reward, batch):
                 lines = [json.dumps({"run": run_id} | one) + "\n" for one in records]
@@ -154,6 +163,7 @@ def _batches(todo, methods, configs, policy, reward, batch) -> Iterator[list[dic
             "seed": seed,
         }
         for group, outs in _attempts(compute, prompts, batch):
+            head["batch"] = len(group)
             yield [head | _record(p, out) for p, out in zip(group, outs, strict=True)]
 
 
@@ -208,8 +218,9 @@ def _record(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
     texts of SHP and HH-RLHF are not: what a response quotes of them at length becomes an ellipsis.
     """
     builtin = prompt.source == "builtin"
-    quoted = partial(_unquoted, prompt=prompt, least=40) if prompt.source in ("shp", "hh") else str
+    quoted = partial(_unquoted, prompt=prompt, least=40) if prompt.source in UNPUBLISHED else str
     about = {"prompt": prompt.id, "prompt_text": prompt.text if builtin else None}
+    about["prompt_sha256"] = _digest(prompt)
     if isinstance(out, str):
         empty = {"reward": None, "response": None, "samples": 0, "reward_calls": 0, "tokens": 0}
         empty |= {"seconds": 0.0, "history": {}, "improvements": [], "interrupted": False}
@@ -222,9 +233,9 @@ def _record(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
         "reward_calls": len(out.candidates) if calls is None else int(calls.sum()),
         "tokens": int(out.history["tokens"].sum()),
         "seconds": float(out.history["seconds"].sum()),
-        # NaN is no JSON: a method without weights has null where others have an ess.
+        # JSON has neither NaN, the ess of a method without weights, nor -inf, a rejected response.
         "history": {
-            name: [None if value != value else value for value in column]
+            name: [value if math.isfinite(value) else None for value in column]
             for name, column in out.history.to_dict("list").items()
         },
         "improvements": [x | {"response": quoted(x["response"])} for x in _improvements(out)],
@@ -298,42 +309,90 @@ def _append(file: BinaryIO, content: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def _done(path: Path, records: dict[Key, dict[str, Any]], configs: dict[str, Any]) -> set[Key]:
-    done = set()
+def made_with(policy: Policy, reward: Any) -> dict[str, Any]:
+    """What all records of one label have in common, besides their configuration."""
+    return {
+        "policy": policy.name,
+        "template": policy.template if isinstance(policy.template, str) else "custom",
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "reward": getattr(reward, "name", getattr(reward, "__name__", "custom")),
+    }
+
+
+def _done(
+    path: Path,
+    records: dict[Key, dict[str, Any]],
+    configs: dict[str, Any],
+    prompts: Sequence[Prompt],
+    wanted: dict[str, Any],
+) -> set[Key]:
+    """What need not be computed; an error where a record is of something else than asked for."""
+    runs, done = provenance_of(path), set()
+    by_id = {prompt.id: prompt for prompt in prompts}
     for key, one in records.items():
-        label = key[0]
-        if one["reward"] is None:  # failed: no result that another configuration would mix with
+        label, prompt = key[0], by_id.get(key[1])
+        # A failed record is no result that those of another configuration would mix with.
+        if one["reward"] is None or label not in configs:
             continue
-        if label in configs and one["config"] != configs[label].describe():
+        run = runs.get(one["run"], {})
+        here = one["config"] | {k: run[k] for k in wanted if k in run}
+        there = configs[label].describe() | {k: wanted[k] for k in wanted if k in run}
+        if prompt is not None and "prompt_sha256" in one:
+            here["prompt_sha256"], there["prompt_sha256"] = one["prompt_sha256"], _digest(prompt)
+        other = [k for k in {**here, **there} if here.get(k) != there.get(k)]
+        if other:
+            differ = "; ".join(
+                f"{k} is {here.get(k)!r} there and {there.get(k)!r} here" for k in other
+            )
             raise ValueError(
-                f"{path.name} holds {label!r} under another configuration: {one['config']}; wanted "
-                f"{configs[label].describe()}. Use another label or file, or delete the old records"
+                f"{path.name} holds {label!r} under other settings (prompt {key[1]!r}): {differ}. Use "
+                "another label or file (in notebooks, the parameter name), or delete the old records"
             )
         if not one["interrupted"]:
             done.add(key)
     return done
 
 
-def _note_run(path, run_id, policy, reward, prompts, command) -> None:
+def _digest(prompt: Prompt) -> str:
+    """SHA-256 of a prompt's messages, which tells texts apart that may not be stored."""
+    messages = [[m["role"], m["content"]] for m in prompt.messages]
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+
+
+def provenance_of(path: Path) -> dict[str, dict[str, Any]]:
+    """The runs that wrote a file of records, by id: its NAME.runs.json; none where there is none.
+
+    Raises:
+        ValueError: a file that is no JSON.
+    """
     sidecar = path.with_suffix(".runs.json")
-    runs = json.loads(sidecar.read_text()) if sidecar.exists() else {}
+    try:
+        return json.loads(sidecar.read_text()) if sidecar.exists() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{sidecar} is no JSON ({error}); restore it, or move it away: the records stay "
+            "readable without it, their provenance is lost"
+        ) from error
+
+
+def _note_run(path, run_id, policy, reward, prompts, batch, command) -> None:
+    sidecar, runs = path.with_suffix(".runs.json"), provenance_of(path)
     texts = json.dumps(sorted([p.id, *(m["content"] for m in p.messages)] for p in prompts))
     runs[run_id] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         **git_state(),
         **environment(policy.device),
-        "policy": policy.name,
-        "template": policy.template if isinstance(policy.template, str) else "custom",
-        "dtype": str(policy.dtype).removeprefix("torch."),
-        "reward": getattr(reward, "name", getattr(reward, "__name__", "custom")),
+        **made_with(policy, reward),
         "weights": {"policy": weights(policy), "reward": weights(reward)},
+        "batch": batch,
         "prompts": sorted({p.source for p in prompts}),
         "n_prompts": len(prompts),
         "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),  # of ids and texts
     }
     new = sidecar.with_suffix(".tmp")
-    new.write_text(json.dumps(runs, indent=1) + "\n")
+    with open(new, "wb") as file:
+        _append(file, (json.dumps(runs, indent=1) + "\n").encode())
     new.replace(sidecar)
 
 

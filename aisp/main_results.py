@@ -11,10 +11,15 @@ prints the path of the records that the notebook writes with these parameters.
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from aisp import experiment, metrics, tables
 from aisp.encoder import SentenceEncoder
@@ -59,8 +64,11 @@ def template(name: str | None) -> Template | None:
     """
     if name in (None, "chat", "continuation"):
         return name
-    if not name.isidentifier():
-        raise ValueError(f"template is {name!r}; use 'chat', 'continuation' or one word")
+    if not name.isidentifier() or not name[0].isupper() or name.lower() in ("chat", "continuation"):
+        raise ValueError(
+            f"template is {name!r}; use 'chat', 'continuation', or the capitalized word that opens "
+            "the user's turns, such as 'User'"
+        )
     return _turns(name)
 
 
@@ -161,15 +169,21 @@ def run(
     for some, model in ((others, policy), (bare, plain)):
         if some:
             found = experiment.run(path, some, prompts, model, reward, seeds=[seed], **options)
+            if (found["label"].isin(list(some)) & found["interrupted"]).any():
+                break
     ids = {p.id for p in prompts}
     mine = found["label"].isin(list(methods)) & found["prompt"].isin(ids) & (found["seed"] == seed)
     return in_order(found[mine])
 
 
 def in_order(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Records in the order of METHODS, not of their writing: one color and place per method."""
+    """Records in the order of METHODS, not of their writing: one color and place per method.
+
+    Methods that METHODS does not know come last, as they were written.
+    """
     about = zip(records["label"], records["method"], records["config"], strict=True)
-    place = [METHODS.index(_name(*of)) for of in about]
+    order = dict(zip(METHODS, range(len(METHODS)), strict=True))
+    place = [order.get(_name(*of), len(order)) for of in about]
     return records.iloc[sorted(range(len(records)), key=place.__getitem__)].reset_index(drop=True)
 
 
@@ -210,19 +224,14 @@ def take_over(
         return {}
     configs = {label: configure(**m).describe() for label, m in methods.items()}
     texts = {p.id: p.text for p in prompts if p.source == "builtin"}
-    wanted = {
-        "policy": policy.name,
-        "template": policy.template,
-        "dtype": str(policy.dtype).removeprefix("torch."),
-        "device": environment(policy.device)["device"],
-        "reward": reward.name,
-    }
+    wanted = experiment.made_with(policy, reward)
+    wanted["device"] = environment(policy.device)["device"]
     lines, runs, counts = [], {}, {}
     for source in (path.with_name(f"{name.strip()}.jsonl") for name in names.split(",")):
         if not source.exists():
             continue
         records, _ = tables.parse(source.name, source.read_bytes())
-        known = json.loads(source.with_suffix(".runs.json").read_text())
+        known = experiment.provenance_of(source)
         for (label, prompt, its_seed), one in records.items():
             of = known.get(one["run"], {})
             same = its_seed == seed and one["config"] == configs.get(label)
@@ -253,23 +262,63 @@ def measure(
 ) -> "pd.DataFrame":
     """Records with diversity, coherence, surprisal under the policy and length in its tokens.
 
-    With a judge, also what it scores each response, `judged`. See `aisp.metrics` for the formulas;
-    failed records have NaN throughout.
+    With a judge, also what it scores each response, `judged`. See `aisp.metrics` for the formulas.
+    What cannot be measured is NaN: records that failed or were interrupted, responses whose
+    quotations of their prompt may not be stored (an ellipsis stands for them), and single values
+    that the judge or the policy cannot give, such as of a text too long for it, with a warning.
+
+    Raises:
+        Exception: whatever a measure raises on every response.
     """
     import pandas as pd
 
-    whole = tables.finished(records)
     by_id = {p.id: p for p in prompts}
+    whole = tables.finished(records)
+    pairs = zip(whole["prompt"], whole["response"], strict=True)
+    whole = whole[[by_id[x].source not in experiment.UNPUBLISHED or "…" not in y for x, y in pairs]]
     asked, texts = [by_id[x] for x in whole["prompt"]], list(whole["response"])
     values = {
         "diversity": metrics.diversity(texts),
         "coherence": metrics.coherence(asked, texts, encoder=encoder),
-        "surprisal": metrics.surprisal(policy, asked, texts),
+        "surprisal": each("surprisal", partial(metrics.surprisal, policy), asked, texts),
         "length": metrics.length(texts, policy.tokenizer),
     }
     if judge is not None:
-        values["judged"] = judge.score(asked, texts)
+        values["judged"] = each("judge", judge.score, asked, texts)
     return records.join(pd.DataFrame({k: v.numpy() for k, v in values.items()}, index=whole.index))
+
+
+def each(
+    name: str,
+    measure: Callable[[Sequence[Prompt], Sequence[str]], Tensor],
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+) -> Tensor:
+    """measure(prompts, texts), (N,); where that raises, pair by pair, with NaN for those that do.
+
+    Raises:
+        Exception: the first of them, where no pair can be measured.
+    """
+    try:
+        return measure(prompts, texts)
+    except Exception:  # one text that is too long shall not cost the table of a week's run
+        values, failed = [], []
+    for prompt, text in zip(prompts, texts, strict=True):
+        try:
+            values.append(float(measure([prompt], [text])[0]))
+        except Exception as error:
+            values.append(float("nan"))
+            failed.append((prompt.id, error))
+    if failed:
+        first, error = failed[0]
+        if len(failed) == len(texts):
+            raise error
+        warnings.warn(
+            f"{name}: {len(failed)} of {len(texts)} responses have no value and enter no mean; the "
+            f"first, to {first}: {type(error).__name__}: {error}",
+            stacklevel=3,
+        )
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def results(measured: "pd.DataFrame", against: str, judge: str | None = None) -> "pd.DataFrame":

@@ -1,8 +1,9 @@
 r"""From the records of experiments to tables: means with intervals, paired differences, wins.
 
 `load` reads a file of records. From what it returns, `summary`, `paired` and `comparison` make
-tables of numbers; `table` makes one for print, which `markdown` and `latex` lay out. A failed
-record has no reward (NaN) and enters no mean; `summary` and `table` count them.
+tables of numbers; `table` makes one for print, which `markdown` and `latex` lay out. Records
+that failed, and those of prompts that were interrupted, at a smaller budget than the others, enter
+no mean; `summary` and `table` count them.
 """
 
 import argparse
@@ -35,12 +36,15 @@ def load(path: str | Path) -> "pd.DataFrame":
     or is just writing it, is left out with a warning, and the file left as it is.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: a broken line before the last.
     """
     import pandas as pd
 
     path = Path(path)
-    records, torn = parse(path.name, path.read_bytes() if path.exists() else b"")
+    if not path.exists():
+        raise FileNotFoundError(f"there are no records at {path}; `aisp.experiment.run` makes them")
+    records, torn = parse(path.name, path.read_bytes())
     if torn:
         warnings.warn(
             f"{path.name}: the last line is torn and was left out; the next run sets it aside",
@@ -85,8 +89,11 @@ def parse(name: str, content: bytes) -> tuple[dict[Key, dict[str, Any]], bytes]:
 
 
 def finished(records: "pd.DataFrame") -> "pd.DataFrame":
-    """The records that did not fail."""
-    return records[records["reward"].notna()]
+    """The records that neither failed nor were interrupted."""
+    whole = records["reward"].notna()
+    if "interrupted" in records:
+        whole &= ~records["interrupted"].astype(bool)
+    return records[whole]
 
 
 def after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
@@ -127,7 +134,7 @@ def summary(records: "pd.DataFrame", *, draws: int = 10_000, seed: int = 0) -> "
 
     Returns:
         One row per label: prompts, reward, low, high; samples, reward_calls, tokens, seconds (means
-        per record); failed (records that count in none of these).
+        per record); failed (records that failed or were interrupted, and count in none of these).
     """
     import pandas as pd
 
@@ -250,7 +257,7 @@ def table(
         cells[column.replace("_", " ")] = totals[column].map("{:.0f}".format)
     cells["seconds"] = totals["seconds"].map("{:.1f}".format)
     if totals["failed"].any():
-        cells["failed"] = totals["failed"].map("{:.0f}".format)
+        cells["failed or interrupted"] = totals["failed"].map("{:.0f}".format)
     return cells.fillna("").replace(r"^\+?nan.*", "", regex=True)  # of a label that only failed
 
 

@@ -35,6 +35,7 @@ def reward(prompt, response):
 
 
 def go(path, policy, limit=3, methods=METHODS, reward=reward, **more):
+    reward.__name__ = "reward"  # the same one, for all that records can tell
     prompts = aisp.load_prompts("builtin", split="test", limit=limit)
     return experiment.run(path, methods, prompts, policy, reward, progress=False, batch=2, **more)
 
@@ -167,8 +168,61 @@ def test_another_configuration_under_the_same_label_is_refused(tiny, tmp_path):
     path = tmp_path / "e.jsonl"
     go(path, tiny(), limit=1)
     changed = {"AISP": {**METHODS["AISP"], "sigma": 2.0}}
-    with pytest.raises(ValueError, match=r"holds 'AISP' under another configuration"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds 'AISP' under other settings .*: sigma is 1.0 there and 2.0 here\. ",
+    ):
         go(path, tiny(), limit=1, methods=changed)
+
+
+def test_records_of_another_policy_reward_or_prompt_are_refused(fake, tmp_path):
+    path, one = tmp_path / "e.jsonl", [Prompt("p1", "x", "s")]
+    run_fake(path, one)
+    content = path.read_bytes()
+    changes = {"name": "other", "template": "continuation", "dtype": torch.bfloat16}
+    for what, value in changes.items():
+        policy = SimpleNamespace(**vars(POLICY) | {what: value})
+        what = {"name": "policy"}.get(what, what)
+        with pytest.raises(ValueError, match=rf"'A' .*: {what} is '\w+' there and '\w+' here\. "):
+            experiment.run(path, {"A": {"method": "best_of_n"}}, one, policy, reward)
+    with pytest.raises(ValueError, match="reward is 'reward' there and 'len' here"):
+        experiment.run(path, {"A": {"method": "best_of_n"}}, one, POLICY, len)
+    with pytest.raises(ValueError, match=r"prompt 'p1'.*prompt_sha256 is '\w+' there"):
+        run_fake(path, [Prompt("p1", "y", "s")])
+    assert path.read_bytes() == content
+    other = SimpleNamespace(**vars(POLICY) | {"name": "other"})
+    kept = experiment.run(path, {"C": {"method": "aisp"}}, one, other, reward, progress=False)
+    assert list(kept["label"]) == ["A", "B", "C"]  # labels may differ in what they were made with
+
+
+def test_a_batch_of_no_prompts_is_refused(fake, tmp_path):
+    with pytest.raises(ValueError, match="batch is 0; it is how many prompts"):
+        run_fake(tmp_path / "e.jsonl", batch=0)
+    assert not (tmp_path / "e.jsonl").exists()
+
+
+def test_a_broken_provenance_file_is_named(fake, tmp_path):
+    run_fake(tmp_path / "e.jsonl")
+    (tmp_path / "e.runs.json").write_text("{")
+    with pytest.raises(ValueError, match=r"e\.runs\.json is no JSON .* restore it"):
+        run_fake(tmp_path / "e.jsonl")
+
+
+def test_a_rejected_response_leaves_strict_json(tiny, tmp_path):
+    calls = []
+
+    def picky(prompt, response):
+        calls.append(1)
+        return -float("inf") if len(calls) % 3 == 0 else 1.0
+
+    def never(value):
+        raise AssertionError(f"{value} is no JSON")
+
+    go(tmp_path / "e.jsonl", tiny(), reward=picky)
+    lines = (tmp_path / "e.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=never) for line in lines]
+    assert [one["reward"] for one in records] == [1.0] * 6
+    assert records[0]["history"]["reward_mean"] == [None, None]
 
 
 def test_an_interrupt_keeps_what_there_is_and_the_next_run_finishes(tiny, tmp_path):
@@ -279,6 +333,7 @@ def test_out_of_memory_halves_the_batch(fake, tmp_path, capsys, within_reward):
     methods = {"A": {"method": "aisp"}}
     records = run_fake(tmp_path / "e.jsonl", prompts, methods, batch=8)
     assert fake.batches == [8, 4, 2, 2, 2, 2, 1]
+    assert records["batch"].tolist() == [2] * 8 + [1]
     said = capsys.readouterr().err
     assert "out of GPU memory with 8 prompts in a batch: going on with 4" in said
     fake.memory = 100
@@ -455,7 +510,7 @@ def in_order(records):
 
 def comparable(records):
     """All but what differs between runs."""
-    records = in_order(records).drop(columns=["run", "seconds"])
+    records = in_order(records).drop(columns=["run", "seconds", "batch"])
     records["history"] = [h | {"seconds": None} for h in records["history"]]
     return records
 

@@ -62,8 +62,9 @@ def test_templates():
     ]
     expected = "User: Hi\n\nAssistant: Hello\n\nUser: Why?\n\nAssistant:"
     assert main_results.template("User")(messages) == expected
-    with pytest.raises(ValueError, match="one word"):
-        main_results.template("User: ")
+    for wrong in ("User: ", "Continuation", "chatt", ""):
+        with pytest.raises(ValueError, match="or the capitalized word that opens"):
+            main_results.template(wrong)
 
 
 def test_every_method_runs_on_the_embedded_policy_with_one_budget():
@@ -117,6 +118,19 @@ def test_run_gives_kad_the_bare_policy_and_returns_its_own_records(tmp_path, mon
     assert set(found["seed"]) == {0}
 
 
+def test_an_interrupt_stops_the_methods_of_both_policies(tmp_path, monkeypatch):
+    calls = []
+
+    def run(path, methods, *args, **more):
+        calls.append(list(methods))
+        return pd.DataFrame([record("AISP", p, 1.0) | {"interrupted": True} for p in prompts()])
+
+    monkeypatch.setattr(experiment, "run", run)
+    methods, _ = main_results.plan("aisp,kad", FakePolicy(), REWARD, BUDGET)
+    found = main_results.run(tmp_path / "x.jsonl", methods, prompts(), FakePolicy(), REWARD)
+    assert calls == [["AISP"]] and len(found) == 3
+
+
 def test_methods_have_one_order_whatever_was_written_first():
     methods, _ = main_results.plan(None, FakePolicy(), REWARD, BUDGET)
     written = [
@@ -126,7 +140,10 @@ def test_methods_have_one_order_whatever_was_written_first():
     ]
     found = main_results.in_order(pd.DataFrame(written))
     assert list(found["label"].unique()) == list(methods)
-    assert [list(of["prompt"]) for _, of in found.groupby("label")] == [["p0", "p1", "p2"]] * 9
+    strange = record("mine", prompts()[0], 1.0) | {"method": "mine"}
+    found = main_results.in_order(pd.DataFrame([strange, *written]))
+    assert list(found["label"].unique()) == [*methods, "mine"]
+    assert [list(of["prompt"]) for _, of in found[:-1].groupby("label")] == [["p0", "p1", "p2"]] * 9
 
 
 def test_taken_over_are_records_that_agree_in_everything(tmp_path):
@@ -186,13 +203,41 @@ def test_measures_stand_in_their_rows_and_failed_records_have_none(measured):
     assert measured["length"].dropna().eq(7).all() and measured["diversity"].dropna().eq(1).all()
 
 
+def test_one_text_that_cannot_be_judged_costs_no_other():
+    def score(asked, texts):
+        if "long" in texts:
+            raise ValueError("too long")
+        return torch.arange(float(len(texts))) + 1
+
+    asked = prompts()
+    with pytest.warns(UserWarning, match="judge: 1 of 3 responses .* to p1: ValueError: too long"):
+        values = main_results.each("judge", score, asked, ["a", "long", "b"])
+    assert values[[0, 2]].tolist() == [1, 1] and values[1].isnan()
+    assert main_results.each("judge", score, asked, ["a", "c", "b"]).tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match="too long"):
+        main_results.each("judge", score, asked[:2], ["long", "long"])
+
+
+def test_texts_that_no_model_wrote_are_not_measured(monkeypatch):
+    for name in ("coherence", "surprisal"):
+        monkeypatch.setattr(
+            main_results.metrics, name, lambda *args, **_: torch.ones(len(args[-1]))
+        )
+    policy = FakePolicy(tokenizer=lambda text, **_: {"input_ids": text.split()})
+    asked = [Prompt("shp-1", "Why?", "shp"), Prompt("q1", "Why?", "builtin")]
+    rows = [record("AISP", p, 1.0) | {"response": "… it says"} for p in asked]
+    rows.append(record("noise only", asked[1], 1.0) | {"interrupted": True})
+    out = main_results.measure(pd.DataFrame(rows), asked, policy)
+    assert out["length"].isna().tolist() == [True, False, True] and out["reward"].notna().all()
+
+
 def test_the_table_says_who_judged(measured):
     own = main_results.results(measured, main_results.BASELINE)
     heading = f"wins against {main_results.BASELINE}, by the optimized reward [95%]"
     assert own.loc["AISP", heading].startswith("75% [")  # 3 > 1, and a tie
     assert own.loc[main_results.BASELINE, heading] == ""
     assert own.loc["AISP", "coherence [95%]"] == "0.500 [0.000, 1.000]"
-    assert own["failed"].tolist() == ["1", "0"]
+    assert own["failed or interrupted"].tolist() == ["1", "0"]
     judged = main_results.results(measured, main_results.BASELINE, "some/judge")
     heading = f"wins against {main_results.BASELINE}, by some/judge [95%]"
     assert judged.loc["AISP", heading].startswith("100% [")

@@ -69,6 +69,18 @@ def test_failed_records_count_in_no_mean_and_are_counted():
     assert none["prompts"] == 0 and np.isnan(none["difference"]) and np.isnan(none["wins"])
 
 
+def test_interrupted_records_count_in_no_mean():
+    some = records({"A": [[3, 1, 2, 5]]})
+    some["interrupted"] = [False, False, True, False]
+    out = tables.summary(some).loc["A"]
+    assert out["prompts"] == 3 and out["reward"] == 3 and out["failed"] == 1
+
+
+def test_no_file_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there are no records at .*e\.jsonl"):
+        tables.load(tmp_path / "e.jsonl")
+
+
 def test_comparison_has_a_column_for_every_label_and_a_row_for_every_prompt_with_a_result():
     out = tables.comparison(records(FAILED), ["B", "A", "C"])
     assert list(out.columns[2:5]) == ["B", "A", "C"]
@@ -96,10 +108,10 @@ def test_table_puts_means_differences_and_wins_with_their_intervals_into_cells()
     assert a["minus B [95%]"] == f"+1.25 [{pair['low']:+.2f}, {pair['high']:+.2f}]"
     assert a["wins [95%]"] == f"62% [{pair['wins_low']:.0%}, {pair['wins_high']:.0%}]"
     assert a[["prompts", "samples", "reward calls", "seconds"]].tolist() == ["4", "4", "5", "1.0"]
-    assert cells["failed"].tolist() == ["0", "0", "4"]
+    assert cells["failed or interrupted"].tolist() == ["0", "0", "4"]
     assert cells.loc["B", "minus B [95%]"] == "" and cells.loc["C", "reward [95%]"] == ""
     plain = tables.table(some[some["label"] != "C"])
-    assert not {"failed", "minus B [95%]", "wins [95%]"} & set(plain.columns)
+    assert not {"failed or interrupted", "minus B [95%]", "wins [95%]"} & set(plain.columns)
 
 
 NASTY = r"[50% & $x_1$ | #2 {a}~^\*b<c>"
