@@ -115,7 +115,6 @@ def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
         records: from `aisp.experiment.load`; only prompts that every label has are drawn.
     """
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     from aisp.tables import finished
 
@@ -124,11 +123,22 @@ def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     common = set.intersection(*(set(records[records["label"] == x]["prompt"]) for x in labels))
     records = records[records["prompt"].isin(common)]
     fig, ax = plt.subplots(figsize=(COLUMN, 0.85 * COLUMN))
-    _curves(ax, records, dict(zip(labels, sns.color_palette("colorblind"), strict=False)), draws)
+    _curves(ax, records, _colors(labels), draws)
     ax.set(xlabel="samples used per prompt", ylabel="best reward so far")
     ax.set_title(f"mean of {len(common)} prompts, 95% bootstrap band", loc="left")
     fig.legend(loc="outside lower center", ncols=2)
     return fig
+
+
+def _colors(labels) -> dict[str, Any]:
+    """A color for each label: the color-blind-safe ones, as long as they last."""
+    import seaborn as sns
+
+    palette = sns.color_palette("colorblind")
+    del palette[8]  # a yellow that is too light for lines
+    if len(labels) > len(palette):
+        palette = sns.color_palette("husl", len(labels))
+    return dict(zip(labels, palette, strict=False))
 
 
 def _curves(ax, records: "pd.DataFrame", colors: dict[str, Any], draws: int) -> None:
@@ -153,15 +163,12 @@ def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
         columns: history column -> title of its panel, with the unit.
     """
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     from aisp.tables import finished
 
     records = finished(records)
     fig, axes = plt.subplots(1, len(columns), figsize=(PAGE, 0.3 * PAGE))
-    for label, color in zip(
-        records["label"].unique(), sns.color_palette("colorblind"), strict=False
-    ):
+    for label, color in _colors(records["label"].unique()).items():
         for ax, column in zip(axes, columns, strict=True):
             values = _stacked(records[records["label"] == label], column)
             ax.plot(1 + np.arange(values.shape[1]), values.mean(0), color=color, label=label)
@@ -212,8 +219,15 @@ def _by_setting(ax, table, column: str, label: str) -> None:
 
 
 def _stacked(records: "pd.DataFrame", column: str = "reward_best") -> np.ndarray:
-    """A history column of every record, (records, iterations); null is NaN."""
-    return np.array([h[column] for h in records["history"]], dtype=float)
+    """A history column of every record, (records, iterations); null is NaN.
+
+    A run that ended before the others, its budget of tokens or seconds used, keeps its last value.
+    """
+    import pandas as pd
+
+    columns = [pd.Series(h[column], dtype=float) for h in records["history"]]
+    longest = max(map(len, columns))
+    return np.array([c.reindex(range(longest), fill_value=c.iloc[-1]) for c in columns])
 
 
 @_figure
@@ -226,8 +240,9 @@ def deferral(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    from aisp.experiment import bootstrap
+    from aisp.tables import bootstrap, finished
 
+    records = finished(records)
     labels = records["label"].nunique()
     records = records[records.groupby("prompt")["label"].transform("nunique") == labels]
     table = records.assign(
@@ -295,16 +310,13 @@ def main_results(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
         records: from `aisp.experiment.load`; only prompts that every label has are drawn.
     """
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     from aisp.tables import finished
 
     records = finished(records)
     labels = list(records["label"].unique())
     records = records[records.groupby("prompt")["label"].transform("nunique") == len(labels)]
-    palette = sns.color_palette("colorblind")
-    del palette[8]  # a yellow that is too light for lines
-    colors = dict(zip(labels, palette, strict=False))
+    colors = _colors(labels)
     about = records.groupby("label")[["method", "samples", "reward_calls"]].max()
     sampling = [x for x in labels if about["method"][x] in ("aisp", "best_of_n")]
     single = [x for x in labels if about["samples"][x] == 1]
