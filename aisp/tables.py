@@ -186,6 +186,9 @@ def paired(
 def bootstrap(values, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean (Efron, 1979); NaN for no values.
 
+    Where values are few it is narrow: of 16 normal ones it covers the mean in 92% of the cases, of
+    32 or more in 94 to 95% (2,000 simulations). An end close to 0 decides little there.
+
     Args:
         values: (k,) one number per prompt.
     """

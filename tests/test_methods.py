@@ -265,10 +265,11 @@ def test_the_progress_bar_can_be_switched_off(tiny, capsys):
     assert "aisp" in capsys.readouterr().err
 
 
-def test_the_readme_adds_a_method_and_a_reward(tiny, monkeypatch):
+def test_the_readme_adds_a_method_a_reward_and_a_judge(tiny, monkeypatch):
     """Its code runs as it stands."""
     monkeypatch.setattr("aisp.methods.METHODS", dict(METHODS))
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    text = Path("README.md").read_text(encoding="utf-8")
     section = text.split("## Adding a method")[1].split("\n## ")[0]
     code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
     names = {"aisp": aisp, "policy": tiny()}
@@ -279,3 +280,4 @@ def test_the_readme_adds_a_method_and_a_reward(tiny, monkeypatch):
     assert out.method == "cool" and out.config.temperature == 0.65 and len(out.candidates) == 8
     assert out.reward == same.reward == -len(out.response.split())
     assert out.candidates["response"].equals(same.candidates["response"])
+    assert names["wins"]["prompts"] == 32 and names["wins"]["low"] < names["wins"]["high"]
