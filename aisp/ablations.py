@@ -134,11 +134,6 @@ def plan(
             by_drift[f"{a} x {b}"] = {**longest, AISP: label}
     hot = aisp(f"{AISP}, {of}, lam={4 * lam:g}", lam=4 * lam, **long)
     by_drift[f"lam = {4 * lam:g}"] = {**longest, AISP: hot}
-    half = {"tau": max(1, tokens // 2), **long}
-    by_drift[f"tau = {half['tau']}"] = {
-        AISP: aisp(f"{AISP}, {of}, tau={half['tau']}", **half),
-        NOISE: noise(f"{of}, tau={half['tau']}", **half),
-    }
     questions = {
         "sigma": Question(f"sigma (lam = {2 * lam:g})", by_sigma),
         "lam": Question("lam (units of reward)", by_lam),
@@ -147,16 +142,24 @@ def plan(
         "alpha": Question("alpha", by_alpha),
         "tau": Question(f"tau (of {tokens} steps)", by_tau),
         "budget": Question("samples", {of: longest}),
-        "drift": Question(f"{of}: n x kappa, or what else is changed", by_drift),
+        "drift": Question(f"n x kappa of {of}; lam at {n} x {longer * kappa}", by_drift),
     }
     return questions, methods
 
 
 def asked(records: "pd.DataFrame") -> tuple[dict[str, Question], int]:
-    """The questions that records answer, and kappa; the rest is as in their longest AISP runs."""
+    """The questions that records answer, and kappa; the rest is as in their longest AISP runs.
+
+    Raises:
+        ValueError: no such runs.
+    """
     of = zip(records["label"], records["config"], strict=True)
     runs = {label: config for label, config in of if config.get("adapt")}
-    size = max(config["n"] * config["kappa"] for config in runs.values())
+    size = max((config["n"] * config["kappa"] for config in runs.values()), default=0)
+    if f"{AISP}, {size} samples" not in runs:
+        raise ValueError(
+            "no records of the long runs of AISP, which the other settings stand beside"
+        )
     long = runs[f"{AISP}, {size} samples"]
     kappa = mode(config["kappa"] for config in runs.values())
     budget = {"n": long["n"], "kappa": kappa, "max_new_tokens": long["max_new_tokens"]}

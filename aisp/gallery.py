@@ -18,7 +18,8 @@ class Recipe(NamedTuple):
     """How a figure is made from files of data/results/<profile>/ alone."""
 
     notebook: str  # that computes the files, and draws the figure too
-    files: tuple[str, ...]  # .jsonl of records, .csv of a table; the last one is named as source
+    # .jsonl of records, .csv of a table, .json of notebook 08; the last one is named as source.
+    files: tuple[str, ...]
     draw: Callable[..., Any]  # from the files' tables, in their order
 
 
@@ -62,7 +63,10 @@ def _ablation(name: str, records: "pd.DataFrame") -> "Figure":
 
     questions, kappa = ablations.asked(records)
     records = ablations.with_first_parts(records, questions, kappa)
-    question = questions[name]
+    question, there = questions[name], set(records["label"])
+    absent = [label for label in question.labels if label not in there]
+    if absent:
+        raise ValueError(f"no records of {', '.join(absent)}; notebook 07 was not run to its end")
     return figures.ablation(ablations.answers(records, question), question.axis)
 
 
@@ -85,7 +89,7 @@ RECIPES = {
     ),
     "proxy_deferral": Recipe("05_proxy_deferral", ("proxy_deferral.jsonl",), _without("window")),
 }
-for _name in ("sigma", "lam", "split", "decoding", "alpha", "tau"):
+for _name in ("sigma", "lam", "split", "decoding", "alpha", "tau", "drift"):
     RECIPES[f"ablation_{_name}"] = Recipe(
         "07_ablations", ("ablations.jsonl",), partial(_ablation, _name)
     )
@@ -100,16 +104,30 @@ for _name in ("main_results", "main_results_shp", "main_results_hh"):
     )
 
 
+RECIPES["runtime"] = Recipe("08_runtime", ("runtime.json",), figures.runtime)
+RECIPES["runtime_scaling"] = Recipe("08_runtime", ("runtime.json",), figures.runtime_scaling)
+
+
 def draw(name: str, results: str | Path) -> "Figure":
-    """One figure of RECIPES from the files in a folder of results; no model is loaded."""
+    """One figure of RECIPES from the files in a folder of results; no model is loaded.
+
+    Raises:
+        ValueError: no such figure, or records that do not have all that it shows.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"there is no figure {name!r}; known: {', '.join(RECIPES)}")
+    return RECIPES[name].draw(*(_read(Path(results) / file) for file in RECIPES[name].files))
+
+
+def _read(path: Path) -> Any:
     import pandas as pd
 
     from aisp.tables import load
 
-    paths = [Path(results) / file for file in RECIPES[name].files]
-    return RECIPES[name].draw(
-        *(pd.read_csv(path) if path.suffix == ".csv" else load(path) for path in paths)
-    )
+    if path.suffix == ".json":
+        tables = json.loads(path.read_text())["tables"]
+        return {name: pd.DataFrame(rows) for name, rows in tables.items()}
+    return pd.read_csv(path) if path.suffix == ".csv" else load(path)
 
 
 def missing(name: str, results: str | Path) -> list[str]:
