@@ -311,9 +311,12 @@ def _append(file: BinaryIO, content: bytes) -> None:
 
 def made_with(policy: Policy, reward: Any) -> dict[str, Any]:
     """What all records of one label have in common, besides their configuration."""
+    template = policy.template
     return {
         "policy": policy.name,
-        "template": policy.template if isinstance(policy.template, str) else "custom",
+        "template": template
+        if isinstance(template, str)
+        else getattr(template, "__name__", "custom"),
         "dtype": str(policy.dtype).removeprefix("torch."),
         "reward": getattr(reward, "name", getattr(reward, "__name__", "custom")),
     }

@@ -78,6 +78,7 @@ def _turns(user: str) -> Callable[[Messages], str]:
     def text(messages: Messages) -> str:
         return "\n\n".join([*(names[m["role"]] + m["content"] for m in messages), "Assistant:"])
 
+    text.__name__ = user  # what records call it
     return text
 
 

@@ -62,6 +62,8 @@ def test_templates():
     ]
     expected = "User: Hi\n\nAssistant: Hello\n\nUser: Why?\n\nAssistant:"
     assert main_results.template("User")(messages) == expected
+    human = FakePolicy(template=main_results.template("Human"))
+    assert experiment.made_with(human, REWARD)["template"] == "Human"
     for wrong in ("User: ", "Continuation", "chatt", ""):
         with pytest.raises(ValueError, match="or the capitalized word that opens"):
             main_results.template(wrong)
