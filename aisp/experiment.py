@@ -312,11 +312,11 @@ def _append(file: BinaryIO, content: bytes) -> None:
 def made_with(policy: Policy, reward: Any) -> dict[str, Any]:
     """What all records of one label have in common, besides their configuration."""
     template = policy.template
+    if not isinstance(template, str):
+        template = getattr(template, "__name__", "custom")
     return {
         "policy": policy.name,
-        "template": template
-        if isinstance(template, str)
-        else getattr(template, "__name__", "custom"),
+        "template": template,
         "dtype": str(policy.dtype).removeprefix("torch."),
         "reward": getattr(reward, "name", getattr(reward, "__name__", "custom")),
     }
@@ -338,14 +338,16 @@ def _done(
         if one["reward"] is None or label not in configs:
             continue
         run = runs.get(one["run"], {})
-        here = one["config"] | {k: run[k] for k in wanted if k in run}
-        there = configs[label].describe() | {k: wanted[k] for k in wanted if k in run}
+        stored = one["config"] | {k: run[k] for k in wanted if k in run}
+        asked = configs[label].describe() | {k: wanted[k] for k in wanted if k in run}
         if prompt is not None and "prompt_sha256" in one:
-            here["prompt_sha256"], there["prompt_sha256"] = one["prompt_sha256"], _digest(prompt)
-        other = [k for k in {**here, **there} if here.get(k) != there.get(k)]
+            stored["prompt_sha256"], asked["prompt_sha256"] = one["prompt_sha256"], _digest(prompt)
+        elif prompt is not None and one["prompt_text"] is not None:  # a record of before the hashes
+            stored["prompt_text"], asked["prompt_text"] = one["prompt_text"], prompt.text
+        other = [k for k in {**stored, **asked} if stored.get(k) != asked.get(k)]
         if other:
             differ = "; ".join(
-                f"{k} is {here.get(k)!r} there and {there.get(k)!r} here" for k in other
+                f"{k} is {stored.get(k)!r} there and {asked.get(k)!r} here" for k in other
             )
             raise ValueError(
                 f"{path.name} holds {label!r} under other settings (prompt {key[1]!r}): {differ}. Use "

@@ -190,6 +190,12 @@ def test_records_of_another_policy_reward_or_prompt_are_refused(fake, tmp_path):
     with pytest.raises(ValueError, match=r"prompt 'p1'.*prompt_sha256 is '\w+' there"):
         run_fake(path, [Prompt("p1", "y", "s")])
     assert path.read_bytes() == content
+    lines = [json.loads(line) for line in content.decode().splitlines()]
+    early = [{k: v for k, v in x.items() if k != "prompt_sha256"} for x in lines]
+    before = path.with_name("before.jsonl")
+    before.write_text("".join(json.dumps(x | {"prompt_text": "x"}) + "\n" for x in early))
+    with pytest.raises(ValueError, match="prompt_text is 'x' there and 'y' here"):
+        run_fake(before, [Prompt("p1", "y", "s")])
     other = SimpleNamespace(**vars(POLICY) | {"name": "other"})
     kept = experiment.run(path, {"C": {"method": "aisp"}}, one, other, reward, progress=False)
     assert list(kept["label"]) == ["A", "B", "C"]  # labels may differ in what they were made with
