@@ -53,7 +53,7 @@ experiment: params-given setup ## execute 06_main_results and print its table: P
 	@mkdir -p outputs
 	$(PY) -m papermill notebooks/06_main_results.ipynb outputs/06_$(basename $(notdir $(PARAMS))).ipynb -k python3 -f "$(PARAMS)" --progress-bar --log-level WARNING --stderr-file -
 	@echo
-	@records=$$($(PY) -m aisp.main_results "$(PARAMS)") || exit 1; \
+	@records=$$($(PY) -m aisp.experiment.main_results "$(PARAMS)") || exit 1; \
 	$(PY) -m aisp.experiment show "$$records" --format markdown; status=$$?; \
 	echo; \
 	echo "executed notebook: outputs/06_$(basename $(notdir $(PARAMS))).ipynb"; \
@@ -83,7 +83,7 @@ test-slow: setup ## run the tests that `make test` leaves out for their length
 	$(PY) -m pytest -m "slow and not gpu"
 
 bench: setup ## measure the decoding engine and the methods on this machine
-	$(PY) -m aisp.bench
+	$(PY) -m aisp.experiment.bench
 
 lab: setup ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab $(LAB_FLAGS) notebooks/

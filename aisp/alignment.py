@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from aisp.decoding import Decoding
+from aisp.engine.decoding import Decoding
+from aisp.engine.rollout import Rollout
 from aisp.policy import Policy
 from aisp.prompts import Prompt, as_messages
-from aisp.rewards import Reward, RewardError, score
-from aisp.rollout import Rollout
+from aisp.rewards.base import Reward, RewardError, score
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -116,7 +116,7 @@ def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    from aisp.tables import finished
+    from aisp.experiment.tables import finished
 
     records = finished(records)
     labels = list(records["label"].unique())
@@ -143,7 +143,7 @@ def _colors(labels) -> dict[str, Any]:
 
 def _curves(ax, records: "pd.DataFrame", colors: dict[str, Any], draws: int) -> None:
     """Best reward against samples used, of each label that has a color."""
-    from aisp.tables import bootstrap
+    from aisp.experiment.tables import bootstrap
 
     for label, color in colors.items():
         group = records[records["label"] == label]
@@ -164,7 +164,7 @@ def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    from aisp.tables import finished
+    from aisp.experiment.tables import finished
 
     records = finished(records)
     fig, axes = plt.subplots(1, len(columns), figsize=(PAGE, 0.3 * PAGE))
@@ -240,7 +240,7 @@ def deferral(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    from aisp.tables import bootstrap, finished
+    from aisp.experiment.tables import bootstrap, finished
 
     records = finished(records)
     labels = records["label"].nunique()
@@ -277,7 +277,7 @@ def residual_alignment(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure
     """
     import matplotlib.pyplot as plt
 
-    from aisp.tables import bootstrap, finished
+    from aisp.experiment.tables import bootstrap, finished
 
     records = finished(records)
     labels = list(records["label"].unique())[::-1]  # the first one on top
@@ -311,7 +311,7 @@ def main_results(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    from aisp.tables import finished
+    from aisp.experiment.tables import finished
 
     records = finished(records)
     labels = list(records["label"].unique())
@@ -353,7 +353,7 @@ def paired_differences(records: "pd.DataFrame", first: str, *, draws: int = 2000
     """
     import matplotlib.pyplot as plt
 
-    from aisp.tables import bootstrap, finished
+    from aisp.experiment.tables import bootstrap, finished
 
     means = finished(records).pivot_table(
         index="prompt", columns="label", values="reward", aggfunc="mean"
@@ -381,7 +381,7 @@ def ablation(answers: "pd.DataFrame", axis: str) -> "Figure":
     """Reward by setting of AISP and its controls; and prompt by prompt, AISP minus noise only.
 
     Args:
-        answers: from `aisp.ablations.answers`.
+        answers: from `aisp.experiment.ablations.answers`.
         axis: what is varied.
     """
     import matplotlib.pyplot as plt
@@ -417,12 +417,12 @@ def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """What more samples buy: the optimized reward and a judge against KL, and against each other.
 
     Args:
-        table: from `aisp.ablations.by_budget`; one line per label from its smallest budget (open)
+        table: from `aisp.experiment.ablations.by_budget`; one line per label from its smallest budget (open)
             to its largest (square), means over prompts with bootstrap 95% bars.
     """
     import matplotlib.pyplot as plt
 
-    from aisp.tables import bootstrap
+    from aisp.experiment.tables import bootstrap
 
     kl = "surprisal of the response (nats)"
     panels = [
@@ -457,8 +457,8 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     """Tokens per second of the engine and of `generate`, and seconds of whole runs.
 
     Args:
-        tables: of notebook 08: "generate" from `aisp.bench.against_generate`, "whole runs" from
-            `aisp.bench.whole_runs`; medians, with the range of the repeats as bars.
+        tables: of notebook 08: "generate" from `aisp.experiment.bench.against_generate`, "whole runs" from
+            `aisp.experiment.bench.whole_runs`; medians, with the range of the repeats as bars.
     """
     import matplotlib.pyplot as plt
 
@@ -487,7 +487,7 @@ def runtime_scaling(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     """Tokens per second as one size grows, a panel for each.
 
     Args:
-        tables: of notebook 08: "scaling" from `aisp.bench.scaling`; medians, with the range of the
+        tables: of notebook 08: "scaling" from `aisp.experiment.bench.scaling`; medians, with the range of the
             repeats as bars.
     """
     import matplotlib.pyplot as plt

@@ -1,7 +1,7 @@
 """What the papers measure on responses besides the reward.
 
 Functions of N responses give N numbers, (N,) float64 on the CPU, so that a table can average them
-over prompts with an interval (`aisp.tables.bootstrap`). A number is only comparable with another
+over prompts with an interval (`aisp.intervals.bootstrap`). A number is only comparable with another
 one of the same convention (diversity), encoder (coherence), pair of policies (KL) or judge (wins):
 name it beside the number.
 """
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp.encoder import SentenceEncoder, load_encoder
+from aisp.intervals import bootstrap
 from aisp.policy import Policy
 from aisp.prompts import as_messages
-from aisp.rewards import Reward, score
-from aisp.tables import bootstrap
+from aisp.rewards.base import Reward, score
+from aisp.rewards.encoder import SentenceEncoder, load_encoder
 
 ADDED = {"plain": 0, "re-control": 1}  # convention of diversity -> added to the number of m-grams
 QUESTION = """Compare two replies to the last message of a conversation.

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from aisp import control
 from aisp.alignment import Alignment, Learned, SearchConfig, check_finite, search
+from aisp.engine.rollout import rollout
 from aisp.policy import Policy
-from aisp.rewards import Reward
-from aisp.rollout import rollout
+from aisp.rewards.base import Reward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aisp import figures, gallery
+from aisp import figures
+from aisp.experiment import gallery
 from aisp.provenance import file_sha256
 
 ROOT = Path(__file__).resolve().parent.parent

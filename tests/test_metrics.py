@@ -9,10 +9,10 @@ from conftest import ARCHITECTURES
 
 import aisp
 from aisp import metrics
-from aisp.encoder import load_encoder
+from aisp.engine.rollout import rollout
+from aisp.experiment.tables import bootstrap
 from aisp.rewards import RewardError, load_reward
-from aisp.rollout import rollout
-from aisp.tables import bootstrap
+from aisp.rewards.encoder import load_encoder
 
 TURNS = [
     {"role": "user", "content": "Is tea hot?"},

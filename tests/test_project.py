@@ -222,7 +222,8 @@ def stored_parameters() -> dict:
 def test_parameters_are_those_of_the_notebook_and_its_methods_take_them(path):
     from types import SimpleNamespace
 
-    from aisp import experiment, main_results
+    from aisp import experiment
+    from aisp.experiment import main_results
     from aisp.methods import configure
 
     given = yaml.safe_load(path.read_text(encoding="utf-8"))

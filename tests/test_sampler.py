@@ -8,7 +8,7 @@ from conftest import ARCHITECTURES
 import aisp
 from aisp import control
 from aisp.alignment import generator
-from aisp.rollout import rollout
+from aisp.engine.rollout import rollout
 from aisp.sampler import AISPConfig, draw, step
 
 PROMPTS = ["Hi", "How do I learn to cook?", [{"role": "user", "content": "Name a river."}]]

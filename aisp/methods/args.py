@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from aisp.alignment import Alignment, SearchConfig, check_finite, check_whole, independent
-from aisp.decoding import Decoding, take_token
+from aisp.engine.decoding import Decoding, take_token
+from aisp.engine.rollout import Step, decode, uniforms
+from aisp.engine.stepper import Stepper
 from aisp.policy import Policy
-from aisp.rewards import Reward, score
-from aisp.rollout import Step, decode, uniforms
-from aisp.stepper import Stepper
+from aisp.rewards.base import Reward, score
 
 
 @dataclass(frozen=True, kw_only=True)

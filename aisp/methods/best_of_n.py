@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from aisp.alignment import Alignment, SearchConfig, independent
+from aisp.engine.rollout import rollout
 from aisp.policy import Policy
-from aisp.rewards import Reward
-from aisp.rollout import rollout
+from aisp.rewards.base import Reward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from aisp.alignment import Alignment, SearchConfig, check_whole, independent
-from aisp.decoding import nucleus
-from aisp.mixture import lockstep, speculative
+from aisp.engine.decoding import nucleus
+from aisp.engine.mixture import lockstep, speculative
 from aisp.policy import Policy
-from aisp.rewards import Reward
+from aisp.rewards.base import Reward
 
 
 def primal(p: Tensor, q: Tensor, budget: float) -> Tensor:

@@ -12,10 +12,9 @@ This is self-normalized importance sampling of the token law P_M Q: exact as m g
 m = 1. Safeguard: where KL(P_M || Q) of a step exceeds a limit, the token is taken from P_M.
 
 Q is any causal LM with the policy's vocabulary. Most often it is the policy with LoRA adapters
-(`with_adapter`), trained by `aisp.ram_training`.
+(`aligner.with_adapter`), trained by `aisp.training.ram`.
 """
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,15 +26,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aisp.alignment import Alignment, SearchConfig, check_whole, independent
-from aisp.decoding import draw, law, take_token
+from aisp.engine.decoding import draw, law, take_token
+from aisp.engine.rollout import Rollout, Step, decode, uniforms
+from aisp.engine.stepper import Stepper
+from aisp.methods.aligner import load_aligner
 from aisp.policy import Policy
-from aisp.provenance import data_path
-from aisp.rewards import Reward
-from aisp.rollout import Rollout, Step, decode, uniforms
-from aisp.stepper import Stepper
-
-TRAIN = "python -m aisp.ram_training PATH/TO/PAIRS.jsonl.gz"
-PREFIX = "base_model.model."  # what peft puts before the names of an adapter's weights in a file
+from aisp.rewards.base import Reward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,77 +185,3 @@ def choose(
         picked = draw(weights, uniforms[:, -1])
         aligned = candidates.gather(-1, picked[:, None]).squeeze(-1)
     return torch.where(guarded, plain, aligned), kl, guarded
-
-
-def load_aligner(source: Policy | str | Path, policy: Policy) -> Policy:
-    """The aligner of a policy, see `RAMConfig`.
-
-    Raises:
-        ValueError: no adapter there, one that does not fit the policy, or another vocabulary.
-    """
-    if not isinstance(source, Policy):
-        folder = data_path("ram") if str(source) == "embedded" else Path(source)
-        if str(source) == "embedded" and policy.name != "embedded":
-            raise ValueError(
-                f"the aligner 'embedded' belongs to the embedded policy, and this one is "
-                f"{policy.name!r}; train one with `{TRAIN} --policy ...`, or pass a Policy"
-            )
-        if not (folder / "adapter_config.json").is_file():
-            raise ValueError(f"no adapter at {folder}; train one with `{TRAIN} --out {folder}`")
-        source = with_adapter(policy, folder)
-    same = source.tokenizer is policy.tokenizer
-    if not same and source.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-        raise ValueError(
-            f"the aligner {source.name!r} has another vocabulary than {policy.name!r}, so that its "
-            "probabilities weigh other tokens; use an aligner with the policy's tokenizer"
-        )
-    widths = [p.model.get_output_embeddings().weight.shape[0] for p in (source, policy)]
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"the aligner {source.name!r} has {widths[0]} logits and {policy.name!r} {widths[1]}; "
-            "use an aligner with the policy's vocabulary, padded alike"
-        )
-    return source
-
-
-def with_adapter(policy: Policy, folder: str | Path) -> Policy:
-    """The policy with LoRA adapters: a second policy that shares every weight of the first.
-
-    Args:
-        folder: adapter_config.json and adapter_model.safetensors, as peft writes them.
-    """
-    import peft
-    from safetensors.torch import load_file
-
-    stored = load_file(Path(folder) / "adapter_model.safetensors")
-    weights = {name.removeprefix(PREFIX): value for name, value in stored.items()}
-    try:
-        model = inject(policy, peft.LoraConfig.from_pretrained(folder))
-        found = peft.set_peft_model_state_dict(model, weights)
-        strange = found.unexpected_keys + [k for k in found.missing_keys if "lora_" in k]
-    except (RuntimeError, ValueError) as error:  # other shapes, or no such modules
-        strange = str(error)
-    if strange:
-        raise ValueError(
-            f"the adapter at {folder} does not fit {policy.name} ({type(policy.model).__name__}); "
-            f"use the policy that it was trained on. Cause: {strange}"
-        )
-    return Policy(model, policy.tokenizer, policy.template, Path(folder).name, policy.eos_ids)
-
-
-def inject(policy: Policy, config: Any, seed: int = 0) -> torch.nn.Module:
-    """A model with new adapters over the policy's own tensors; the policy's model stays as it is.
-
-    Args:
-        config: a `peft.LoraConfig`.
-        seed: of the adapters' initial weights.
-    """
-    import peft
-
-    model = policy.model
-    tensors = {id(x): x for x in (*model.parameters(), *model.buffers())}
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices):  # peft initializes from the global state
-        torch.manual_seed(seed)
-        # A copy that takes all tensors for copied already: new modules, the same weights.
-        return peft.inject_adapter_in_model(config, copy.deepcopy(model, tensors))

@@ -1,7 +1,7 @@
 """RE-Control: value-guided representation editing (Kong et al., arXiv:2406.05954).
 
 A value function V(h), an MLP on pre-logits that has learned what reward the policy's own responses
-end with (`aisp.value`), is climbed at every step of decoding,
+end with (`aisp.methods.value`), is climbed at every step of decoding,
 
     h <- h + step_size * grad V(h),    `steps` times,
 
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from aisp.alignment import Alignment, SearchConfig, check_finite, check_whole, independent
-from aisp.decoding import take_token
+from aisp.engine.decoding import take_token
+from aisp.engine.rollout import Step, decode, uniforms
+from aisp.engine.stepper import Stepper
+from aisp.methods.value import ValueFunction, load_value
 from aisp.policy import Policy
-from aisp.rewards import Reward
-from aisp.rollout import Step, decode, uniforms
-from aisp.stepper import Stepper
-from aisp.value import ValueFunction, load_value
+from aisp.rewards.base import Reward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,280 @@
+"""Decoding from a law that two models make together, token by token or speculatively.
+
+At every step the large model's law p and the small model's law q, each on its own prefix, become
+one law pi (`mix`), from which the token is drawn. `lockstep` runs both models for every token.
+`speculative` lets the small model draft several tokens and the large one verify them in one pass
+(Leviathan et al., arXiv:2211.17192); its tokens follow the same law pi.
+
+Shapes: P prompts, n responses each, T new tokens at most, R rows still decoding, w drafted tokens,
+vocabulary size |V|.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from aisp.engine.decoding import Decoding, draw, law
+from aisp.engine.rollout import Rollout, Step, decode, uniforms
+from aisp.engine.stepper import Stepper, left_padded
+from aisp.policy import Policy
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Notes = dict[str, list[float]]
+
+
+def _law(logits: Tensor, decoding: Decoding) -> Tensor:
+    """Greedy decoding too mixes the laws at temperature 1: it takes the argmax of the mixture."""
+    return law(logits, replace(decoding, temperature=decoding.temperature or 1.0))
+
+
+def _peaked(probs: Tensor, decoding: Decoding) -> Tensor:
+    return law(probs, decoding) if decoding.greedy else probs
+
+
+@torch.inference_mode()
+def lockstep(
+    models: tuple[Policy, Policy],
+    prefixes: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
+    n: int,
+    max_new_tokens: int,
+    *,
+    mix: Mix,
+    decoding: Decoding,
+    generators: Sequence[torch.Generator],
+) -> tuple[Rollout, Notes]:
+    """Decode with one pass of both models per token, and one uniform number per token.
+
+    Args:
+        models: large and small, over one vocabulary; the tokens of the large one's `eos_ids` end a
+            response. Where one has more logits (padding of the embedding), they are not used.
+        prefixes: of the large and of the small model, P each.
+        n: responses per prompt.
+        max_new_tokens: T.
+        mix: from the laws p and q (rows, |V|) to pi (rows, |V|) and the mass (rows,) that it took
+            from p and gave to q.
+        decoding: shapes p and q. At temperature 0 they are those of temperature 1, and the token is
+            the argmax of pi.
+        generators: one per prompt, on the large model's head device.
+
+    Returns:
+        The rollout, and per prompt `deferred`, the mean mass per token, and `large_passes`, the
+        mean number of passes of the large model per response.
+    """
+    u = uniforms(generators, n, max_new_tokens, models[0].head_device)
+    total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+
+    def take(at: Step) -> Tensor:
+        p, q = (_law(x, decoding) for x in _common(*at.logits))
+        pi, mass = mix(p, q)
+        total[at.rows] += mass * ~at.done
+        return draw(_peaked(pi, decoding), u[at.rows, at.t])
+
+    steppers = [Stepper(m, x, n, max_new_tokens) for m, x in zip(models, prefixes, strict=True)]
+    out = decode(steppers, take)
+    deferred = total.view(-1, n).sum(1) / out.lengths.sum(1)
+    passes = out.lengths.double().mean(1)
+    return out, {"deferred": deferred.tolist(), "large_passes": passes.tolist()}
+
+
+@torch.inference_mode()
+def speculative(
+    models: tuple[Policy, Policy],
+    prefixes: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
+    n: int,
+    max_new_tokens: int,
+    *,
+    window: int,
+    mix: Mix,
+    decoding: Decoding,
+    generators: Sequence[torch.Generator],
+) -> tuple[Rollout, Notes]:
+    """Decode with one pass of the large model per `window` tokens drafted by the small one.
+
+    Every position of a response has its own three uniform numbers (draft, acceptance, final draw).
+    A position drafted anew after a rejection uses the same ones again, which is sound: until a
+    position is reached, nothing that was decided has looked at them. So a response depends on its
+    prompt's generator alone, and not on what else is in the batch.
+
+    Args:
+        window: tokens drafted per verification, >= 1.
+        others: as in `lockstep`.
+
+    Returns:
+        As `lockstep`; further per prompt `acceptance_length`, the mean number of drafted tokens
+        that enter a response per verification (NaN where nothing was verified).
+
+    Raises:
+        ValueError: a model whose layers see a sliding window, see `MaskedCache`.
+    """
+    large, small = (MaskedCache(m, x, n) for m, x in zip(models, prefixes, strict=True))
+    policy, T = models[0], max_new_tokens
+    device = policy.head_device
+    u = uniforms(generators, n, 3 * T, device).view(-1, T, 3)
+    R = len(u)
+    eos = torch.tensor(policy.eos_ids, dtype=torch.long, device=device)
+    tokens = torch.full((R, T), policy.eos_ids[0] if policy.eos_ids else 0, device=device)
+    lengths, accepted = (torch.zeros(R, dtype=torch.long, device=device) for _ in range(2))
+    passes = torch.zeros(R, dtype=torch.long, device=device)
+    deferred = torch.zeros(R, dtype=torch.float64, device=device)
+
+    rows = torch.arange(R, device=device)
+    drafts = tokens[:, :0]  # the first round verifies nothing, and draws the first token from pi
+    p, q = _common(large.start()[:, None], small.start()[:, None])
+    q = _law(q[:, 0], decoding)[:, None]
+    while True:
+        # p and q: (R, w + 1, |V|), laws at the drafted tokens and at the one after them.
+        steps = torch.arange(drafts.shape[1] + 1, device=device)
+        at = lengths[rows, None] + steps  # (R, w + 1) positions in the responses
+        pi, mass = mix(_law(p.flatten(0, 1), decoding), q.flatten(0, 1))
+        pi, mass = _peaked(pi, decoding).view(q.shape), mass.view(at.shape)
+        block, agreed = verify(
+            pi,
+            _peaked(q.flatten(0, 1), decoding).view(q.shape),
+            drafts,
+            u[rows[:, None], at.clamp(max=T - 1), 1:],
+        )
+
+        ends = (block[..., None] == eos).any(-1)
+        ended_before = ends.cumsum(1) - ends.long() > 0
+        new = (steps <= agreed[:, None]) & (at < T) & ~ended_before  # what enters the responses
+        tokens[rows[:, None].expand_as(at)[new], at[new]] = block[new]
+        lengths[rows] += new.sum(1)
+        deferred[rows] += (mass * new).sum(1)
+        accepted[rows] += (new & (steps < agreed[:, None])).sum(1)
+        passes[rows] += 1
+        alive = torch.nonzero(~(ends & new).any(1) & (lengths[rows] < T)).squeeze(-1)
+        if not len(alive):
+            break
+        rows, token = rows[alive], block[alive, agreed[alive]]
+        large.settle(alive, agreed[alive], len(steps))
+        small.settle(alive, agreed[alive], len(steps))
+
+        # A row has the same window alone as among longer ones: beyond T nothing counts.
+        w = min(window, T - int(lengths[rows].min()))
+        fed, laws = [token], []
+        for i in range(w + 1):
+            logits = small.feed(fed[-1][:, None])[:, 0, : q.shape[-1]]
+            laws.append(_law(logits.to(device), decoding))
+            if i < w:
+                step = (lengths[rows] + i).clamp(max=T - 1)
+                fed.append(draw(_peaked(laws[-1], decoding), u[rows, step, 0]))
+        fed, q = torch.stack(fed, 1), torch.stack(laws, 1)
+        p, drafts = large.feed(fed)[..., : q.shape[-1]], fed[:, 1:]
+
+    flat, ends = tokens.tolist(), lengths.tolist()
+    texts = policy.decode([row[:end] for row, end in zip(flat, ends, strict=True)])
+    lengths = lengths.view(-1, n)
+    out = Rollout(
+        tokens.view(-1, n, T), lengths, [texts[i : i + n] for i in range(0, len(texts), n)]
+    )
+    passes, accepted = passes.view(-1, n), accepted.view(-1, n)
+    verified = (passes - 1).sum(1).tolist()
+    return out, {
+        "deferred": (deferred.view(-1, n).sum(1) / lengths.sum(1)).tolist(),
+        "large_passes": passes.double().mean(1).tolist(),
+        "acceptance_length": [
+            a / v if v else math.nan
+            for a, v in zip(accepted.sum(1).tolist(), verified, strict=True)
+        ],
+    }
+
+
+def verify(pi: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn tokens drafted from q into tokens that follow pi.
+
+    Draft v_i is accepted with probability min(1, pi_i(v_i) / q_i(v_i)); the first that is not is
+    drawn anew from max(pi_i - q_i, 0), normalized, and after w accepted ones the next token comes
+    from pi itself (Leviathan et al., arXiv:2211.17192, theorem 1).
+
+    Args:
+        pi, q: (R, w + 1, |V|).
+        drafts: (R, w).
+        uniforms: (R, w + 1, 2) in [0, 1), for acceptance and for the final draw.
+
+    Returns:
+        (R, w + 1) tokens, and (R,) how many drafts were accepted; what follows the token after
+        them has no meaning.
+    """
+    w, row = drafts.shape[1], torch.arange(len(drafts), device=drafts.device)
+    # In float64 the product is exact: where pi = q every draft is accepted, where pi = 0 none.
+    chance, wanted = (x[:, :w].gather(-1, drafts[..., None]).squeeze(-1).double() for x in (q, pi))
+    accept = uniforms[:, :w, 0].double() * chance < wanted
+    agreed = accept.long().cumprod(1).sum(1)
+    target = pi[row, agreed]
+    residual = (target - q[row, agreed]).clamp(min=0)
+    # Rounding may reject a draft where pi and q agree, and then leave no residual.
+    bonus = (agreed == w) | (residual.sum(-1) == 0)
+    final = draw(torch.where(bonus[:, None], target, residual), uniforms[row, agreed, 1])
+    block = torch.cat([drafts, final[:, None]], 1)
+    block[row, agreed] = final
+    return block, agreed
+
+
+class MaskedCache:
+    """One model over R = P * n responses, where the last tokens can be taken back, row by row.
+
+    Rows take back different numbers of tokens, so these stay in the cache, hidden by the attention
+    mask. A sliding window would count hidden tokens, so models that have one are refused.
+    """
+
+    def __init__(self, policy: Policy, prefixes: Sequence[Sequence[int]], n: int):
+        config = policy.model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+            raise ValueError(
+                f"{policy.name} has layers that see a sliding window or do not attend, so that "
+                "rejected tokens cannot be hidden from it; decode without speculation: window=0"
+            )
+        self.policy, self.n = policy, n
+        self.cache = DynamicCache(config=config)
+        self.ids, mask, _ = left_padded(prefixes, policy)
+        self.mask = torch.ones_like(self.ids) if mask is None else mask  # (R, slots)
+
+    def start(self) -> Tensor:
+        """Run the prefixes: (R, |V|) logits of the first tokens."""
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self._forward(self.ids, positions, 1)[:, -1].repeat_interleave(self.n, 0)
+        self.cache.batch_repeat_interleave(self.n)
+        self.mask = self.mask.repeat_interleave(self.n, 0)
+        return logits
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """Append (R, k) tokens: (R, k, |V|) logits of the tokens after each of them."""
+        ids = tokens.to(self.policy.device)
+        positions = self.mask.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
+        self.mask = torch.cat([self.mask, torch.ones_like(ids)], -1)
+        # Drafts past the last token that is wanted may pass the end of the context; none is used.
+        return self._forward(ids, positions.clamp(max=self.policy.context_length - 1), 0)
+
+    def settle(self, rows: Tensor, agreed: Tensor, fed: int) -> None:
+        """Keep these rows, and of the last `fed` tokens of each the first 1 + agreed, (R,)."""
+        rows, agreed = rows.to(self.mask.device), agreed.to(self.mask.device)
+        if len(rows) < len(self.mask):
+            self.cache.batch_select_indices(rows)
+            self.mask = self.mask[rows]
+        kept = torch.arange(fed, device=rows.device) <= agreed[:, None]
+        self.mask[:, -fed:] *= kept
+        nobodys = fed - 1 - int(agreed.max())
+        if nobodys:
+            self.cache.crop(-nobodys)
+            self.mask = self.mask[:, :-nobodys]
+
+    def _forward(self, ids: Tensor, positions: Tensor, keep: int) -> Tensor:
+        return self.policy.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
+
+
+def _common(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the device of p, over the tokens that both have."""
+    size = min(p.shape[-1], q.shape[-1])
+    return p[..., :size], q[..., :size].to(p.device)

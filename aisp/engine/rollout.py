@@ -1,0 +1,210 @@
+"""The decoding engine: many responses to each prompt, one step of all of them at a time.
+
+`decode` runs the loop that every method shares, over one `Stepper` or several in lockstep, and asks
+a function for the tokens; `rollout` is that loop over one policy, its pre-logits perturbed or not.
+Three things make it cheaper than `generate`:
+
+- a prefix runs through the model once per prompt, and its keys and values are kept once (see
+  `aisp.engine.stepper` and `aisp.engine.attention`);
+- sampling needs one uniform number per token and no sort of the vocabulary (`aisp.engine.decoding`);
+- finished responses leave the batch.
+
+Shapes: P prompts, n responses each, T new tokens at most, tau perturbed steps, pre-logit width d,
+vocabulary size |V|. Peak memory beyond the weights: keys and values of P * (longest prefix + n * T)
+positions, or P * n * (longest prefix + T) where prefixes cannot be shared, the logits (P * n, |V|),
+and V itself, (P, n, tau, d).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from aisp.engine.decoding import GREEDY, Decoding, take_token
+from aisp.engine.stepper import Stepper
+from aisp.policy import Policy
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """Responses to P prompts, n each.
+
+    Attributes:
+        tokens: (P, n, T) token ids; after a response's end, the end-of-turn id.
+        lengths: (P, n) tokens decoded, the end-of-turn token counted.
+        texts: P lists of n responses, special tokens left out.
+        prelogits: (P, n, T, d) unperturbed pre-logits z_t in the model's dtype, zero after the
+            end; None unless asked for.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    texts: list[list[str]]
+    prelogits: Tensor | None = None
+
+
+@dataclass
+class Step:
+    """Where the loop of `decode` stands.
+
+    Attributes:
+        t: the step, from 0.
+        rows: (R,) which of the P * n responses are still in the batch, in ascending order.
+        done: (R,) which of those have ended, and only wait to leave it.
+        tokens: (P * n, T) all tokens so far, those of step t not yet among them.
+        logits: one (R, |V|) per stepper, filled in before a token is asked for.
+    """
+
+    t: int
+    rows: Tensor
+    done: Tensor
+    tokens: Tensor
+    logits: list[Tensor]
+
+
+@torch.inference_mode()
+def decode(
+    steppers: Sequence[Stepper],
+    take: Callable[[Step], Tensor],
+    *,
+    add: Callable[[Step], Tensor] | None = None,
+) -> Rollout:
+    """Decode responses token by token, all steppers on the same tokens.
+
+    Args:
+        steppers: over the same number of rows; the first one's policy says which tokens end a
+            response, and how tokens become text.
+        take: from a step to its tokens, (R,); what it gives for rows that are done is not used.
+        add: from a step to what is added to the first stepper's pre-logits, (R, d).
+    """
+    first = steppers[0]
+    policy, n, T = first.policy, first.n, first.T
+    device = policy.head_device
+    P = len(first.ids)
+    eos = torch.tensor(policy.eos_ids, device=device)
+    tokens = torch.full((P * n, T), policy.eos_ids[0] if policy.eos_ids else 0, device=device)
+    lengths = torch.full((P * n,), T, device=device)
+    none_done = torch.zeros(P * n, dtype=torch.bool, device=device)
+    at = Step(0, torch.arange(P * n, device=device), none_done, tokens, [])
+    token = None
+    for t in range(T):
+        at.t = t
+        added = [None if add is None else add(at), *[None] * (len(steppers) - 1)]
+        at.logits = [
+            s.start(a) if t == 0 else s.step(token, a) for s, a in zip(steppers, added, strict=True)
+        ]
+        rows = at.rows
+        token = take(at)
+        tokens[rows, t] = torch.where(at.done, tokens[rows, t], token)
+        ended = (token[:, None] == eos).any(1) & ~at.done
+        lengths[rows] = torch.where(ended, t + 1, lengths[rows])
+        at.done = at.done | ended
+        # Asking a GPU whether any response is done makes it wait: do that every eighth step.
+        if device.type == "cpu" or t % 8 == 7:
+            finished = int(at.done.sum())
+            if finished == len(rows):
+                break
+            # Copying the cache costs about one step, recording a step anew several.
+            if finished * (2 if first.record else 8) >= len(rows):
+                kept = torch.nonzero(~at.done).squeeze(-1)
+                at.rows, at.done, token = rows[kept], at.done[kept], token[kept]
+                for stepper in steppers:
+                    stepper.keep(kept)
+
+    flat, ends = tokens.tolist(), lengths.tolist()
+    texts = policy.decode([row[:end] for row, end in zip(flat, ends, strict=True)])
+    return Rollout(
+        tokens.view(P, n, T),
+        lengths.view(P, n),
+        [texts[p * n : (p + 1) * n] for p in range(P)],
+    )
+
+
+def uniforms(
+    generators: Sequence[torch.Generator], n: int, steps: int, device: torch.device
+) -> Tensor:
+    """Random numbers in [0, 1) for n responses per generator, drawn at once, (P * n, steps).
+
+    Each prompt draws only from its own generator, so that a response does not depend on what else
+    is in the batch.
+    """
+    drawn = [torch.rand(n, steps, generator=g, device=g.device) for g in generators]
+    return torch.cat(drawn).to(device)
+
+
+@torch.inference_mode()
+def rollout(
+    policy: Policy,
+    prefixes: Sequence[Sequence[int]],
+    n: int,
+    max_new_tokens: int,
+    *,
+    V: Tensor | None = None,
+    decoding: Decoding = GREEDY,
+    generators: Sequence[torch.Generator] | None = None,
+    keep_prelogits: bool = False,
+) -> Rollout:
+    """Decode n responses to each prefix in one batch.
+
+    Args:
+        policy: the frozen model.
+        prefixes: P token id sequences, of any lengths, as `Policy.prefix` gives them.
+        n: responses per prefix.
+        max_new_tokens: T, tokens decoded per response at most.
+        V: (P, n, tau, d) perturbations, tau <= T: step t < tau decodes from head(z_t + V[:, :, t]),
+            later steps from head(z_t). The sum is formed in float32, then rounded to the model's
+            dtype. None decodes the policy as it is.
+        decoding: how tokens are taken from the logits.
+        generators: one per prefix, on the policy's device; needed where `decoding` samples. Each
+            prompt draws only from its own, see `uniforms`.
+        keep_prelogits: also return the pre-logits.
+
+    Raises:
+        ValueError: shapes or arguments that do not fit each other.
+    """
+    P, T = len(prefixes), max_new_tokens
+    _check(policy, prefixes, n, T, V, decoding, generators)
+    device = policy.head_device
+    u = None if decoding.greedy else uniforms(generators, n, T, device)
+    add = None
+    if V is not None:
+        tau, V = V.shape[2], V.flatten(0, 1).to(device)  # (P n, tau, d)
+
+        def add(at: Step) -> Tensor:
+            return V[at.rows, at.t] if at.t < tau else V.new_zeros(len(at.rows), policy.d)
+
+    prelogits = None
+    if keep_prelogits:
+        prelogits = torch.zeros(P * n, T, policy.d, dtype=policy.dtype, device=device)
+    stepper = Stepper(policy, prefixes, n, T)
+
+    def take(at: Step) -> Tensor:
+        if prelogits is not None:
+            prelogits[at.rows[~at.done], at.t] = stepper.z[~at.done]
+        return take_token(at.logits[0], decoding, None if u is None else u[at.rows, at.t])
+
+    out = decode([stepper], take, add=add)
+    if prelogits is None:
+        return out
+    return replace(out, prelogits=prelogits.view(P, n, T, -1))
+
+
+def _check(policy, prefixes, n, T, V, decoding, generators) -> None:
+    for name, value in {"n": n, "max_new_tokens": T}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if not prefixes or not all(map(len, prefixes)):
+        raise ValueError("prefixes must be one or more non-empty token sequences")
+    if V is not None:
+        expected = (len(prefixes), n, V.shape[2] if V.ndim == 4 else "tau", policy.d)
+        if V.ndim != 4 or tuple(V.shape) != expected or V.shape[2] > T:
+            raise ValueError(
+                f"V has shape {tuple(V.shape)}; expected (P, n, tau, d) = {expected} with tau <= "
+                f"max_new_tokens = {T}"
+            )
+    if not decoding.greedy and (generators is None or len(generators) != len(prefixes)):
+        raise ValueError(
+            f"sampled decoding takes one torch.Generator per prefix: {len(prefixes)} prefixes, "
+            f"{len(generators or ())} generators"
+        )

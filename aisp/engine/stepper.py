@@ -1,0 +1,220 @@
+"""One frozen model over many responses that decode in lockstep: from tokens to the next logits.
+
+A forward pre-hook on the model's own output embeddings changes the pre-logits (arXiv:2510.26219,
+the perturbed decoding rule), so that biases, logit scaling and soft-capping stay the model's
+business and no model code is copied. A prefix runs through the model once per prompt; its keys and
+values are kept once where the model's attention allows that (`aisp.engine.attention`).
+
+Hook and attention are in place only while a `Stepper` runs its model. Several steppers, over one
+model or over models that share weights, can therefore take turns.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from aisp.engine.attention import PrefixCache, shared_prefix, why_not
+from aisp.policy import Policy
+
+
+class Stepper:
+    """R = P * n responses to P prefixes, n each; row p * n + i is response i to prefix p.
+
+    Use: `start()` gives the logits of the first tokens, each `step(tokens)` those of the next ones,
+    and `keep(rows)` in between drops the other rows.
+
+    Attributes:
+        z: (R, d) unperturbed pre-logits of the last step.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        prefixes: Sequence[Sequence[int]],
+        n: int,
+        max_new_tokens: int,
+        *,
+        edit: Callable[[Tensor], Tensor] | None = None,
+    ):
+        """Prepare; nothing is computed yet.
+
+        Args:
+            policy: the frozen model.
+            prefixes: P token id sequences, of any lengths.
+            n: responses per prefix.
+            max_new_tokens: T; `step` can be called T - 1 times.
+            edit: from pre-logits (R, d) to those that are used in their place.
+        """
+        self.policy, self.n, self.T, self.edit = policy, n, max_new_tokens, edit
+        self.ids, self.mask, self.positions = left_padded(prefixes, policy)
+        self.cache = DynamicCache(config=policy.model.config.get_text_config())
+        self.share = _may_share_prefixes(policy.model) and max_new_tokens > 1
+        self.record = self.share and edit is None and _may_record(policy)
+        self.recorded = None
+
+    def start(self, add: Tensor | None = None) -> Tensor:
+        """Run the prefixes.
+
+        Args:
+            add: (R, d), added to the pre-logits in float32.
+
+        Returns:
+            (R, |V|) logits of the first tokens.
+        """
+        logits, self.z = self._forward(self.ids, self.positions, add, repeat=self.n)
+        self.positions = self.positions[:, -1:].repeat_interleave(self.n, 0)
+        if self.share:
+            self.cache = PrefixCache(self.cache, self.mask, self.n, self.T - 1, static=self.record)
+            self.mask = None
+        else:
+            self.cache.batch_repeat_interleave(self.n)
+            self.mask = None if self.mask is None else self.mask.repeat_interleave(self.n, 0)
+        return logits
+
+    def step(self, tokens: Tensor, add: Tensor | None = None) -> Tensor:
+        """Append one token to every row.
+
+        Args:
+            tokens: (R,), on any device.
+            add: (R, d); given always or never, because a step may be recorded once and replayed.
+
+        Returns:
+            (R, |V|) logits of the next tokens. A recorded step overwrites them at the next call.
+        """
+        ids = tokens[:, None].to(self.policy.device)
+        self.positions = self.positions + 1
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, torch.ones_like(ids)], -1)
+        if not self.record:
+            logits, self.z = self._forward(ids, self.positions, add)
+            return logits
+        inputs = (ids, self.positions) if add is None else (ids, self.positions, add)
+        self.recorded = self.recorded or _recorded(self._forward, inputs)
+        logits, self.z = self.recorded(*inputs)
+        self.cache.advance()
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these, given in ascending order."""
+        rows = rows.to(self.policy.device)
+        self.cache.keep(rows) if self.share else self.cache.batch_select_indices(rows)
+        self.recorded = None
+        self.positions = self.positions[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+
+    def _forward(self, ids, positions, add=None, repeat=1):
+        shared = isinstance(self.cache, PrefixCache)
+        attention = shared_prefix(self.policy.model, self.cache) if shared else nullcontext()
+        with at_output_embeddings(self.policy, add, repeat, self.edit) as seen, attention:
+            logits = self.policy.model(
+                input_ids=ids,
+                # Shared prefixes need no mask; without one, some models search the ids for
+                # padding, for which a GPU has to wait.
+                attention_mask=torch.ones_like(ids) if shared else self.mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+        return logits, seen[0]
+
+
+@contextmanager
+def at_output_embeddings(
+    policy: Policy,
+    add: Tensor | None = None,
+    repeat: int = 1,
+    edit: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[list[Tensor]]:
+    """Change the last position's pre-logits on their way into the output embeddings.
+
+    Yields:
+        A list that receives the unchanged pre-logits, (rows * repeat, d), when the model runs.
+    """
+    seen = []
+
+    def hook(module, args):
+        z = args[0][:, -1]  # only the last position decides the next token
+        z = z.repeat_interleave(repeat, 0) if repeat > 1 else z
+        seen.append(z)
+        if edit is not None:
+            z = edit(z)
+        if add is not None:
+            z = (z.float() + add).to(z.dtype)
+        return (z[:, None], *args[1:])
+
+    handle = policy.model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class Recorded:
+    """A function of tensors as a CUDA graph: recorded once, then replayed without the interpreter.
+
+    The function must run the same operations every time, read what changes from its inputs or from
+    tensors that are changed in place, and leave nothing to Python.
+    """
+
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]):
+        self.inputs = [x.clone() for x in inputs]
+        side = torch.cuda.Stream()  # libraries allocate what they need outside the recording
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The outputs on new inputs; the next call overwrites them."""
+        for own, new in zip(self.inputs, inputs, strict=True):
+            own.copy_(new)
+        self.graph.replay()
+        return self.outputs
+
+
+def _recorded(function, inputs):
+    try:
+        return Recorded(function, inputs)
+    except RuntimeError as error:
+        warnings.warn(
+            f"decoding without CUDA graphs, slower but equally right: {error}", stacklevel=6
+        )
+        return function
+
+
+def _may_share_prefixes(model) -> bool:
+    reason = why_not(model)
+    if reason is not None:
+        warnings.warn(
+            f"{type(model).__name__} decodes without shared prefixes, slower but equally right: "
+            f"{reason}",
+            stacklevel=5,
+        )
+    return reason is None
+
+
+def _may_record(policy: Policy) -> bool:
+    """A step becomes a CUDA graph where the whole model is on one GPU."""
+    return policy.device.type == "cuda" and policy.device == policy.head_device
+
+
+def left_padded(prefixes, policy) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Ids, mask and positions, each (P, longest); no mask where nothing is padded."""
+    longest = max(map(len, prefixes))
+    pads = [longest - len(p) for p in prefixes]
+    fill = policy.eos_ids[0] if policy.eos_ids else 0
+    ids = torch.tensor([[fill] * k + list(p) for k, p in zip(pads, prefixes, strict=True)])
+    mask = torch.tensor([[0] * k + [1] * len(p) for k, p in zip(pads, prefixes, strict=True)])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    device = policy.device
+    padded = any(pads)
+    return ids.to(device), mask.to(device) if padded else None, positions.to(device)

@@ -1,0 +1,30 @@
+"""Experiments: methods x prompts x seeds -> records on disk -> tables.
+
+- `records`: `run`, which writes one record per (method, prompt, seed) and resumes; the profiles;
+- `reuse`: starting a file with what other notebooks computed under the same settings;
+- `tables`: records to means with intervals, differences and printed tables;
+- `main_results`, `ablations`: what notebooks 06 and 07 run and measure;
+- `bench`: how fast the engine is (notebook 08, `make bench`);
+- `gallery`: which figure is made from which records.
+
+    python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
+"""
+
+from aisp.experiment.records import PROFILES, records_path, run, settings
+from aisp.experiment.reuse import take_over
+from aisp.experiment.tables import comparison, load, paired, summary, table
+from aisp.intervals import bootstrap
+
+__all__ = [
+    "PROFILES",
+    "bootstrap",
+    "comparison",
+    "load",
+    "paired",
+    "records_path",
+    "run",
+    "settings",
+    "summary",
+    "table",
+    "take_over",
+]

@@ -1,0 +1,322 @@
+r"""From the records of experiments to tables: means with intervals, paired differences, wins.
+
+`load` reads a file of records. From what it returns, `summary`, `paired` and `comparison` make
+tables of numbers; `table` makes one for print, which `markdown` and `latex` lay out. Records
+that failed, and those of prompts that were interrupted, at a smaller budget than the others, enter
+no mean; `summary` and `table` count them.
+"""
+
+import argparse
+import json
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aisp.intervals import bootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Key = tuple[str, str, int]  # label, prompt id, seed
+
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    # At the start of a row, `\\` would take these two as its arguments.
+    | {"[": "{[}", "*": "{*}"}
+)
+
+
+def load(path: str | Path) -> "pd.DataFrame":
+    """Records as a table, one row per (label, prompt, seed); the newest where there are several.
+
+    Failed records have an `error` and no reward (NaN). A torn last line, of a run that was killed
+    or is just writing it, is left out with a warning, and the file left as it is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a broken line before the last.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there are no records at {path}; `aisp.experiment.run` makes them")
+    records, torn = parse(path.name, path.read_bytes())
+    if torn:
+        warnings.warn(
+            f"{path.name}: the last line is torn and was left out; the next run sets it aside",
+            stacklevel=2,
+        )
+    rows = []
+    for one in records.values():
+        filled = {
+            # Early records do not count reward calls: their methods scored each sample once.
+            "reward_calls": one.get("reward_calls", one["samples"]),
+            "error": one.get("error"),
+            "reward": float("nan") if one["reward"] is None else one["reward"],
+        }
+        rows.append(one | filled)
+    return pd.DataFrame(rows)
+
+
+def parse(name: str, content: bytes) -> tuple[dict[Key, dict[str, Any]], bytes]:
+    """The newest record of each key, and the last line where that is torn.
+
+    Args:
+        name: of the file, for the error.
+        content: its bytes, JSON Lines.
+
+    Raises:
+        ValueError: a broken line before the last.
+    """
+    records = {}
+    lines = content.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            one = json.loads(line)
+            records[one["label"], one["prompt"], one["seed"]] = one
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                return records, line
+            raise ValueError(
+                f"{name}, line {number} of {len(lines)} is no record ({error}). A killed run tears "
+                "the last line only, so this one was edited or damaged: delete it and run again"
+            ) from error
+    return records, b""
+
+
+def finished(records: "pd.DataFrame") -> "pd.DataFrame":
+    """The records that neither failed nor were interrupted."""
+    whole = records["reward"].notna()
+    if "interrupted" in records:
+        whole &= ~records["interrupted"].astype(bool)
+    return records[whole]
+
+
+def after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
+    """Records as they would be had their runs stopped after so many iterations.
+
+    No method looks at how many iterations are to come, so that the first ones of a long run are a
+    short run.
+
+    Args:
+        records: from `load`, with the column `improvements`; shorter ones and failed ones drop out.
+    """
+    import pandas as pd
+
+    rows = []
+    for one in finished(records).to_dict("records"):
+        done = len(one["history"]["iteration"])
+        if done < iterations:
+            continue
+        history = {name: column[:iterations] for name, column in one["history"].items()}
+        samples = one["samples"] * iterations // done
+        calls = history.get("reward_calls")  # without: every sample is scored once
+        better = [x for x in one["improvements"] if x["iteration"] < iterations]
+        rows.append(
+            one
+            | {"config": one["config"] | {"kappa": iterations}}
+            | {"reward": better[-1]["reward"], "response": better[-1]["response"]}
+            | {"samples": samples, "reward_calls": samples if calls is None else sum(calls)}
+            | {"tokens": sum(history["tokens"]), "seconds": sum(history["seconds"])}
+            | {"history": history, "improvements": better}
+        )
+    return pd.DataFrame(rows, columns=records.columns)
+
+
+def summary(records: "pd.DataFrame", *, draws: int = 10_000, seed: int = 0) -> "pd.DataFrame":
+    """Mean best reward per label with a bootstrap 95% interval over prompts.
+
+    Seeds of one prompt are averaged first: prompts, not runs, are the unit that a claim is about.
+
+    Returns:
+        One row per label: prompts, reward, low, high; samples, reward_calls, tokens, seconds (means
+        per record); failed (records that failed or were interrupted, and count in none of these).
+    """
+    import pandas as pd
+
+    rows = {}
+    for label, group in records.groupby("label", sort=False):
+        whole = finished(group)
+        by_prompt = whole.groupby("prompt")["reward"].mean()
+        low, high = bootstrap(by_prompt.to_numpy(), draws=draws, seed=seed)
+        rows[label] = {
+            "prompts": len(by_prompt),
+            "reward": by_prompt.mean(),
+            "low": low,
+            "high": high,
+            **whole[["samples", "reward_calls", "tokens", "seconds"]].mean(),
+            "failed": len(group) - len(whole),
+        }
+    return pd.DataFrame(rows).T
+
+
+def paired(
+    records: "pd.DataFrame", first: str, second: str, *, draws: int = 10_000, seed: int = 0
+) -> dict[str, float]:
+    """Mean difference of best reward, first minus second, over the prompts that both have.
+
+    Returns:
+        prompts; difference, with low and high; wins, the fraction of prompts where first is better,
+        ties counted half, with wins_low and wins_high. Intervals are bootstrap 95% over prompts.
+
+    Raises:
+        ValueError: a label that the records do not have.
+    """
+    means = _by_prompt(records, [first, second])
+    difference = (means[first] - means[second]).dropna().sort_index().to_numpy()
+    better = (difference > 0) + 0.5 * (difference == 0)
+    low, high = bootstrap(difference, draws=draws, seed=seed)
+    wins_low, wins_high = bootstrap(better, draws=draws, seed=seed)
+    none = len(difference) == 0
+    return {
+        "prompts": len(difference),
+        "difference": float("nan") if none else float(difference.mean()),
+        "low": low,
+        "high": high,
+        "wins": float("nan") if none else float(better.mean()),
+        "wins_low": wins_low,
+        "wins_high": wins_high,
+    }
+
+
+def comparison(records: "pd.DataFrame", labels: Sequence[str]) -> "pd.DataFrame":
+    """One row per prompt: its text, the reward of each label, samples and seconds of all.
+
+    Raises:
+        ValueError: a label that the records do not have.
+    """
+    index = ["prompt", "prompt_text"] if records["prompt_text"].notna().all() else ["prompt"]
+    means = _by_prompt(records, labels, index)
+    per_prompt = finished(records).groupby("prompt", sort=False)
+    order = means.index.get_level_values("prompt")
+    means["samples"] = per_prompt["samples"].max().loc[order].to_numpy()
+    means["seconds"] = per_prompt["seconds"].sum().loc[order].to_numpy()
+    return means.reset_index()
+
+
+def table(
+    records: "pd.DataFrame", against: str | None = None, *, draws: int = 10_000, seed: int = 0
+) -> "pd.DataFrame":
+    """`summary`, and `paired` against one of the labels, as the cells of a table for print.
+
+    Args:
+        records: from `load`.
+        against: the label that every other one is compared with.
+
+    Returns:
+        Strings, one row per label. Every interval is a bootstrap 95% interval over prompts.
+
+    Raises:
+        ValueError: `against` is no label of the records.
+    """
+    import pandas as pd
+
+    totals = summary(records, draws=draws, seed=seed)
+    cells = pd.DataFrame(index=totals.index.rename("method"))
+    cells["prompts"] = totals["prompts"].map("{:.0f}".format)
+    cells["reward [95%]"] = [
+        f"{t.reward:.2f} [{t.low:.2f}, {t.high:.2f}]" for t in totals.itertuples()
+    ]
+    if against is not None:
+        pairs = [
+            None if label == against else paired(records, label, against, draws=draws, seed=seed)
+            for label in totals.index
+        ]
+        cells[f"minus {against} [95%]"] = [
+            p and f"{p['difference']:+.2f} [{p['low']:+.2f}, {p['high']:+.2f}]" for p in pairs
+        ]
+        cells["wins [95%]"] = [
+            p and f"{p['wins']:.0%} [{p['wins_low']:.0%}, {p['wins_high']:.0%}]" for p in pairs
+        ]
+    for column in ("samples", "reward_calls", "tokens"):
+        cells[column.replace("_", " ")] = totals[column].map("{:.0f}".format)
+    cells["seconds"] = totals["seconds"].map("{:.1f}".format)
+    if totals["failed"].any():
+        cells["failed or interrupted"] = totals["failed"].map("{:.0f}".format)
+    return cells.fillna("").replace(r"^\+?nan.*", "", regex=True)  # of a label that only failed
+
+
+def markdown(cells: "pd.DataFrame") -> str:
+    """A table of strings in GitHub's Markdown, the index as first column."""
+
+    def row(values):
+        return "| " + " | ".join(re.sub(r"([\\|*_`<])", r"\\\1", v) for v in values) + " |"
+
+    rule = "|---|" + "---:|" * len(cells.columns)
+    rows = [row([label, *values]) for label, values in zip(cells.index, cells.values, strict=True)]
+    return "\n".join([row([cells.index.name, *cells.columns]), rule, *rows])
+
+
+def latex(cells: "pd.DataFrame") -> str:
+    """A table of strings as a LaTeX tabular with the rules of the booktabs package."""
+
+    def row(first, others):
+        # A minus is no hyphen: in the cells, which are numbers, it is set in math mode.
+        others = [re.sub(r"-(?=\d)", "$-$", cell.replace("%", r"\%")) for cell in others]
+        return " & ".join([first.translate(_LATEX), *others]) + r" \\"
+
+    header = " & ".join(x.translate(_LATEX) for x in [cells.index.name, *cells.columns]) + r" \\"
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            rf"\begin{{tabular}}{{l{'r' * len(cells.columns)}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+            *(row(x, values) for x, values in zip(cells.index, cells.values, strict=True)),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables of a records file; exit with status 1 if it has failed records."""
+    parser = argparse.ArgumentParser(prog="python -m aisp.experiment", description=main.__doc__)
+    parser.add_argument("action", choices=["show"])
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--format", choices=["text", "markdown", "latex"], default="text")
+    parser.add_argument("--against", metavar="LABEL", help="add differences to this method")
+    args = parser.parse_args(argv)
+    if not args.records.exists():
+        parser.error(f"there is no file {args.records}")
+    records = load(args.records)
+    if records.empty:
+        parser.error(f"{args.records} holds no records")
+    if args.against not in {None, *records["label"]}:
+        parser.error(
+            f"no label {args.against!r}; there are: {', '.join(records['label'].unique())}"
+        )
+    cells = table(records, args.against)
+    if args.format == "text":
+        per_prompt = comparison(records, records["label"].unique())
+        if "prompt_text" in per_prompt:
+            per_prompt["prompt"] = per_prompt.pop("prompt_text").str.slice(0, 48)
+        print(per_prompt.round(2).to_string(index=False), end="\n\n")
+        print(cells.rename_axis(None).to_string())
+    else:
+        print({"markdown": markdown, "latex": latex}[args.format](cells))
+    failed = records[records["error"].notna()]
+    for one in failed.itertuples():
+        print(f"failed: {one.label}, {one.prompt}, seed {one.seed}: {one.error}", file=sys.stderr)
+    return int(len(failed) > 0)
+
+
+def _by_prompt(
+    records: "pd.DataFrame", labels: Sequence[str], index: Sequence[str] = ("prompt",)
+) -> "pd.DataFrame":
+    """Mean reward over seeds, one row per prompt and one column per label, NaN where all failed."""
+    known = records["label"].unique()
+    unknown = [label for label in labels if label not in known]
+    if unknown:
+        raise ValueError(f"no records of {unknown}; labels are: {', '.join(map(repr, known))}")
+    means = finished(records).pivot_table(
+        index=list(index), columns="label", values="reward", aggfunc="mean", sort=False
+    )
+    return means.reindex(columns=list(labels))

@@ -1,0 +1,29 @@
+"""Rewards: what scores a response, and how one is had.
+
+- `base`: what a reward is (`Reward`, `CallableReward`), and calling it safely (`score`);
+- `load`: from a name, a path or a function to a reward (`load_reward`);
+- `head`: the embedded preference head on the policy's own features;
+- `hub`: reward models of the Hugging Face hub;
+- `judge`: the embedded judge, a second preference head on the features of `encoder`;
+- `encoder`: frozen sentence encoders.
+"""
+
+from aisp.rewards.base import CallableReward, Reward, RewardError, score
+from aisp.rewards.encoder import SentenceEncoder, load_encoder
+from aisp.rewards.head import EmbeddedReward
+from aisp.rewards.hub import SequenceClassifierReward
+from aisp.rewards.judge import EmbeddedJudge
+from aisp.rewards.load import load_reward
+
+__all__ = [
+    "CallableReward",
+    "EmbeddedJudge",
+    "EmbeddedReward",
+    "Reward",
+    "RewardError",
+    "SentenceEncoder",
+    "SequenceClassifierReward",
+    "load_encoder",
+    "load_reward",
+    "score",
+]

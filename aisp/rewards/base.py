@@ -1,0 +1,154 @@
+"""What a reward is, and how it is called safely.
+
+A reward maps (prompts, responses) to one float64 number per pair, higher is better. To write your
+own batched reward, derive from `Reward`; `score` calls one and checks what it returns.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from aisp.prompts import as_messages
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class RewardError(ValueError):
+    """A reward failed, or returned what no weight can be computed from.
+
+    Attributes:
+        candidates: DataFrame of everything decoded before and at the failure (prompt, iteration,
+            sample, response, reward, log_weight; NaN where not scored), when raised by a method.
+    """
+
+    candidates: "pd.DataFrame | None" = None
+
+    def __init__(self, message: str, index: int | None = None):
+        super().__init__(message)
+        self.index = index  # which pair of the batch, where it is known
+
+
+class Reward(ABC):
+    """Scores responses; derive from it for a reward of your own that works on batches."""
+
+    name: str = "reward"
+    files: tuple[Path, ...] = ()  # weights of its own, which records name by their hash
+
+    @abstractmethod
+    def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
+        """Rewards of N (prompt, response) pairs.
+
+        Args:
+            prompts: N prompts as the caller gave them: strings, message lists or `Prompt`s.
+            responses: N texts.
+
+        Returns:
+            (N,) float64 on the CPU; -inf rejects a response.
+        """
+
+
+class CallableReward(Reward):
+    """A plain Python function (prompt, response) -> float."""
+
+    def __init__(self, function: Callable[[Any, str], float]):
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
+        values = []
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            try:
+                value = self.function(prompt, response)
+            except Exception as error:
+                raise RewardError(
+                    f"reward {self.name!r} raised {type(error).__name__}: {error}, on "
+                    f"{quoted(prompt, response)}",
+                    index=i,
+                ) from error
+            number = _number(value)
+            if number is None:
+                raise RewardError(
+                    f"reward {self.name!r} returned {value!r} ({type(value).__name__}) on "
+                    f"{quoted(prompt, response)}; a reward is one number",
+                    index=i,
+                )
+            values.append(number)
+        return torch.tensor(values, dtype=torch.float64)
+
+
+def score(reward: Reward, prompts: Sequence[Any], texts: Sequence[Sequence[str]]) -> Tensor:
+    """Rewards of P prompts with n responses each, checked.
+
+    Args:
+        prompts: P prompts.
+        texts: P lists of n responses.
+
+    Returns:
+        (P, n) float64 on the CPU.
+
+    Raises:
+        RewardError: the reward raised, returned the wrong number of values, a non-number, NaN or
+            +inf, or rejected (-inf) all n responses of a prompt; it names prompt and candidate.
+    """
+    n = len(texts[0])
+    pairs = [(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
+    try:
+        values = reward.score([p for p, _ in pairs], [t for _, t in pairs])
+    except RewardError as error:
+        if error.index is not None:
+            error.args = (f"candidate {error.index % n}: {error}",)
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward {reward.name!r} raised {type(error).__name__}: {error}, on a batch of "
+            f"{len(pairs)} responses, the first of them {quoted(*pairs[0])}"
+        ) from error
+    if not isinstance(values, Tensor) or values.shape != (len(pairs),):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise RewardError(
+            f"reward {reward.name!r} returned {got} for {len(pairs)} responses; return a tensor of "
+            f"shape ({len(pairs)},)"
+        )
+    values = values.detach().to("cpu", torch.float64)
+    for i in torch.nonzero(values.isnan() | (values == torch.inf)).flatten().tolist():
+        raise RewardError(
+            f"reward {reward.name!r} is {values[i].item()} for candidate {i % n} of "
+            f"{quoted(*pairs[i])}; a reward is a number, or -inf to reject a response"
+        )
+    for p in torch.nonzero((values.view(-1, n) == -torch.inf).all(-1)).flatten().tolist():
+        raise RewardError(
+            f"reward {reward.name!r} rejected (-inf) all {n} candidates of prompt "
+            f"{_short(prompts[p])}, the first of them {texts[p][0][:60]!r}: no sample can carry "
+            "weight. Raise n, or return a low finite reward"
+        )
+    return values.view(-1, n)
+
+
+def length_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices in batches of at most `size`, longest first, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _number(value: Any) -> float | None:
+    """The value as a float, or None where it is not one number."""
+    if isinstance(value, str | bytes | bool | None):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _short(prompt: Any) -> str:
+    return repr(as_messages(prompt)[-1]["content"][:60])
+
+
+def quoted(prompt: Any, response: str) -> str:
+    """How errors name a pair."""
+    return f"prompt {_short(prompt)}, response {response[:60]!r}"

@@ -1,0 +1,59 @@
+"""From a name, a path or a function to a reward."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aisp.policy import Policy, load_policy, resolve_dtype
+from aisp.prompts import Messages
+from aisp.rewards.base import CallableReward, Reward
+from aisp.rewards.head import EmbeddedReward
+from aisp.rewards.hub import load_reward_model
+from aisp.rewards.judge import EmbeddedJudge
+
+
+def load_reward(
+    source: str | Path | Callable[[Any, str], float] | Reward = "embedded",
+    *,
+    policy: Policy | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    format: Callable[[Messages], str] | None = None,
+    **from_pretrained: Any,
+) -> Reward:
+    """Make a reward.
+
+    Args:
+        source: "embedded" (the preference head of data/reward_head on frozen SmolLM2 features),
+            "embedded-judge" (another one, on other features and pairs; see `aisp.rewards.judge`), the
+            Hugging Face id or path of a reward model (any sequence classifier with one output,
+            openbmb/UltraRM-13b, openbmb/Eurus-RM-7b; see `aisp.rewards.hub`), a callable
+            (prompt, response) -> float, or a Reward, which is returned as it is.
+        policy: its weights are shared with the embedded head where it is the embedded model, and
+            its device is the default device.
+        device, dtype: for models; as in `load_policy`.
+        format: for Hugging Face reward models, from the messages, the response as the last of them,
+            to the text that is read, if that is to be another than the checkpoint's own.
+        **from_pretrained: as in `load_policy`, device_map among them; trust_remote_code stays off
+            unless given, and is never needed for the models named above.
+
+    Raises:
+        ValueError: a source that cannot be loaded, with what was tried.
+    """
+    if isinstance(source, Reward):
+        return source
+    if callable(source):
+        return CallableReward(source)
+    device = torch.device(
+        device or (policy.device if policy else "cuda" if torch.cuda.is_available() else "cpu")
+    )
+    if str(source) == "embedded":
+        if policy is None or policy.name != "embedded" or policy.device != device:
+            policy = load_policy("embedded", device=device, dtype=dtype)
+        return EmbeddedReward.load(policy)
+    if str(source) == "embedded-judge":
+        return EmbeddedJudge.load(device)
+    dtype = resolve_dtype(dtype, device)
+    return load_reward_model(source, device=device, dtype=dtype, format=format, **from_pretrained)

@@ -1,0 +1,197 @@
+"""Shared prefixes change nothing but the time: the same tokens as with copied ones."""
+
+import pytest
+import torch
+
+import aisp.engine.stepper as engine
+from aisp import Policy
+from aisp.engine.attention import NAME, PrefixCache, why_not
+from aisp.engine.decoding import Decoding
+from aisp.engine.rollout import rollout
+
+PROMPTS = ["Hi", "How do I learn to cook?", "Name three rivers in a short and simple sentence."]
+
+
+def plain(monkeypatch):
+    monkeypatch.setattr(engine, "why_not", lambda model: "asked to")
+    return pytest.warns(UserWarning, match="without shared prefixes.*asked to")
+
+
+def both(monkeypatch, policy, prompts, n, T, **options):
+    """The same rollout with shared and with copied prefixes."""
+    prefixes = [policy.prefix(p) for p in prompts]
+    g = torch.Generator().manual_seed(5)
+    V = torch.randn(len(prompts), n, T, policy.d, generator=g) * options.pop("scale", 1.0)
+
+    def go():
+        seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        return rollout(
+            policy, prefixes, n, T, V=V, generators=seeds, keep_prelogits=True, **options
+        )
+
+    shared = go()
+    with plain(monkeypatch):
+        return shared, go()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(1.0, 0, 0.9)], ids=["greedy", "top-p"])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["ragged", "one"])
+def test_the_same_tokens_and_prelogits(tiny, monkeypatch, name, decoding, prompts):
+    assert why_not(tiny(name).model) is None
+    shared, copied = both(monkeypatch, tiny(name), prompts, 6, 20, decoding=decoding)
+    assert torch.equal(shared.tokens, copied.tokens)
+    torch.testing.assert_close(shared.prelogits, copied.prelogits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_same_tokens_while_responses_and_whole_prompts_leave(tiny, monkeypatch, name):
+    """Every third token ends a turn, so that rows leave step by step, and unevenly."""
+    base = tiny(name)
+    eager = Policy(base.model, base.tokenizer, name="ends often", eos_ids=tuple(range(0, 258, 3)))
+    shapes, keep = [], PrefixCache.keep
+
+    def spied(self, rows):
+        keep(self, rows)
+        shapes.append((self.shape, self.full))
+
+    monkeypatch.setattr(PrefixCache, "keep", spied)
+    shared, copied = both(monkeypatch, eager, PROMPTS, 12, 24, decoding=Decoding(1.0))
+    assert torch.equal(shared.tokens, copied.tokens)
+    assert torch.equal(shared.lengths, copied.lengths)
+    torch.testing.assert_close(shared.prelogits, copied.prelogits, atol=1e-4, rtol=1e-4)
+    assert any(not full for _, full in shapes), "no uneven batch was met"
+    assert min(P for (P, _), _ in shapes) < len(PROMPTS), "no prompt left"
+
+
+def test_the_same_tokens_on_the_embedded_model(embedded, monkeypatch):
+    prompts = ["How do I learn to cook?", "Say hello."]
+    shared, copied = both(monkeypatch, embedded, prompts, 4, 12, scale=0.5)
+    assert torch.equal(shared.tokens, copied.tokens)
+
+
+def test_in_bfloat16_tokens_part_only_at_a_near_tie(embedded, monkeypatch):
+    """Rounding differs between the two orders of summation; a clear decision must not."""
+    import copy
+
+    model = copy.deepcopy(embedded.model).to(torch.bfloat16)
+    policy = Policy(model, embedded.tokenizer, name="embedded in bfloat16")
+    shared, copied = both(monkeypatch, policy, ["How do I learn to cook?"], 16, 24, scale=0.5)
+    W = model.get_output_embeddings().weight.float()
+    g = torch.Generator().manual_seed(5)
+    V = torch.randn(1, 16, 24, policy.d, generator=g) * 0.5
+    differs = (shared.tokens != copied.tokens)[0]
+    assert differs.any(1).sum() < 12, "most responses differ: more than rounding"
+    for i in torch.nonzero(differs.any(1)).flatten().tolist():
+        t = int(differs[i].int().argmax())
+        logits = (copied.prelogits[0, i, t].float() + V[0, i, t]) @ W.T
+        gap = logits.max() - logits[shared.tokens[0, i, t]]
+        assert gap < 0.03 * logits.max().abs(), "not a tie: bfloat16 resolves about 1 in 128"
+
+
+def test_the_attention_of_the_model_is_put_back(tiny):
+    policy = tiny("llama")
+    before = policy.model.config._attn_implementation
+    assert before != NAME
+    rollout(policy, [policy.prefix("Hi")], 2, 4)
+    assert policy.model.config._attn_implementation == before
+
+    def fails(module, args):
+        if policy.model.config._attn_implementation == NAME:
+            raise RuntimeError("in the middle")
+
+    handle = policy.model.register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        rollout(policy, [policy.prefix("Hi")], 2, 4)
+    handle.remove()
+    assert policy.model.config._attn_implementation == before
+
+
+def test_models_that_cannot_share_are_told_apart(tiny, monkeypatch):
+    assert "sliding window" in why_not(tiny("gemma3").model)
+    llama = tiny("llama").model
+    monkeypatch.setattr(llama.config, "attn_logit_softcapping", 50.0, raising=False)
+    assert "soft-capped" in why_not(llama)
+    monkeypatch.setattr(type(llama), "_supports_attention_backend", False)
+    assert "attention interface" in why_not(llama)
+    with pytest.warns(UserWarning, match="Gemma3ForCausalLM decodes without shared prefixes"):
+        rollout(tiny("gemma3"), [tiny("gemma3").prefix("Hi")], 2, 3)
+
+
+class Replayed:
+    """Stands in for a CUDA graph: records the operations once, and replays exactly those.
+
+    Whatever Python decides while recording is frozen, as it is in a CUDA graph.
+    """
+
+    made = 0
+
+    def __init__(self, function, inputs):
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        type(self).made += 1
+        self.inputs = [x.clone() for x in inputs]
+        function(*self.inputs)  # the warm-up really runs, as on a GPU
+        self.graph = make_fx(lambda inputs: function(*inputs))(self.inputs)
+
+    def __call__(self, *inputs):
+        for own, new in zip(self.inputs, inputs, strict=True):
+            own.copy_(new)
+        return self.graph(self.inputs)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(1.0, 0, 0.9)], ids=["greedy", "top-p"])
+def test_a_recorded_step_replays_to_the_same_tokens(tiny, monkeypatch, name, decoding):
+    """The logic of CUDA graphs without a GPU: static buffers, a step recorded once per batch."""
+    base = tiny(name)
+    policy = Policy(base.model, base.tokenizer, name="ends often", eos_ids=tuple(range(0, 258, 9)))
+    prefixes = [policy.prefix(p) for p in PROMPTS]
+    V = torch.randn(3, 8, 10, policy.d, generator=torch.Generator().manual_seed(2))
+
+    def go(V):
+        seeds = [torch.Generator().manual_seed(i) for i in range(3)]
+        return rollout(
+            policy, prefixes, 8, 18, V=V, decoding=decoding, generators=seeds, keep_prelogits=True
+        )
+
+    for perturbations in (V, None):  # perturbed for 10 of 18 steps, and never
+        plainly = go(perturbations)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_may_record", lambda policy: True)
+            patch.setattr(engine, "Recorded", Replayed)
+            Replayed.made = 0
+            recorded = go(perturbations)
+        assert 1 <= Replayed.made <= 6, "recorded anew at every step, or never"
+        assert torch.equal(recorded.tokens, plainly.tokens)
+        assert torch.equal(recorded.lengths, plainly.lengths)
+        torch.testing.assert_close(recorded.prelogits, plainly.prelogits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_that_cannot_be_recorded_is_run_as_it_is(tiny, monkeypatch):
+    class Refuses:
+        def __init__(self, function, inputs):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    policy = tiny("llama")
+    prefixes = [policy.prefix(p) for p in PROMPTS]
+    plainly = rollout(policy, prefixes, 4, 8)
+    monkeypatch.setattr(engine, "_may_record", lambda policy: True)
+    monkeypatch.setattr(engine, "Recorded", Refuses)
+    with pytest.warns(UserWarning, match="without CUDA graphs.*not permitted"):
+        out = rollout(policy, prefixes, 4, 8)
+    assert torch.equal(out.tokens, plainly.tokens)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_cuda_graphs_give_the_tokens_of_plain_steps(tiny, monkeypatch, name):
+    import copy
+
+    base = tiny(name)
+    policy = Policy(copy.deepcopy(base.model).cuda(), base.tokenizer, name=name)
+    prefixes = [policy.prefix(p) for p in PROMPTS]
+    V = torch.randn(3, 8, 10, policy.d, generator=torch.Generator().manual_seed(2))
+    recorded = rollout(policy, prefixes, 8, 18, V=V)
+    monkeypatch.setattr(engine, "_may_record", lambda policy: False)
+    assert torch.equal(recorded.tokens, rollout(policy, prefixes, 8, 18, V=V).tokens)

@@ -1,0 +1,283 @@
+"""What holds for every method: one call, one result type, budgets, interrupts, bad input."""
+
+import copy
+import inspect
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import aisp
+from aisp.engine.decoding import Decoding
+from aisp.engine.rollout import rollout
+from aisp.methods import METHODS, available
+from aisp.methods.value import ValueFunction
+from aisp.rewards import RewardError, score
+
+PROMPTS = ["Hi", "How do I learn to cook?"]
+SMALL = dict(n=4, kappa=3, max_new_tokens=6, progress=False)
+CANDIDATES = ["iteration", "sample", "response", "reward", "log_weight"]
+HISTORY = [
+    "iteration",
+    "reward_mean",
+    "reward_std",
+    "reward_max",
+    "reward_best",
+    "ess",
+    "kl",
+    "tokens",
+    "seconds",
+]
+each_method = pytest.mark.parametrize("method", sorted(METHODS))
+
+
+def reward(prompt, response):
+    return len(set(response)) + 0.01 * len(response)
+
+
+# What a method is given beside policy and reward, so that it draws different responses.
+NEEDS = {
+    "args": lambda tiny: {"temperature": 1.0, "k": 5},
+    "kad": lambda tiny: {"aligned": tiny("gpt2"), "budget": 0.5},
+    "ram": lambda tiny: {"aligner": tiny("gpt2"), "candidates": 5},
+    "re_control": lambda tiny: {
+        "value": ValueFunction(32, generator=torch.Generator().manual_seed(0)),
+        "steps": 3,
+    },
+}
+
+
+@pytest.fixture
+def call(tiny):
+    """Aligns with a method at a small budget, and with what else it needs."""
+
+    def run(method, prompts="Hi", reward=reward, *, policy=None, **parameters):
+        needs = NEEDS.get(method, lambda tiny: {})(tiny)
+        parameters = {**SMALL, **needs, **parameters}
+        return aisp.align(prompts, policy or tiny(), reward, method=method, **parameters)
+
+    return run
+
+
+def test_the_known_methods_are_listed():
+    assert available() == ["aisp", "args", "best_of_n", "kad", "ram", "re_control"]
+
+
+@each_method
+def test_the_signature_is_one_and_the_same(method):
+    run, config = METHODS[method]
+    assert list(inspect.signature(run).parameters) == [
+        "prompts",
+        "policy",
+        "reward",
+        "config",
+        "seed",
+        "progress",
+    ]
+    for name in inspect.signature(config).parameters:  # the one place where they are documented
+        assert any(re.search(rf"\b{name}\b", c.__doc__ or "") for c in config.__mro__), name
+
+
+@each_method
+def test_result_type_and_accounting(call, method):
+    out = call(method, seed=5)
+    assert list(out.candidates) == CANDIDATES and list(out.history)[:9] == HISTORY
+    assert method not in ("aisp", "best_of_n") or list(out.history) == HISTORY
+    assert len(out.candidates) == 12 and len(out.history) == 3
+    assert out.method == method and out.seed == 5 and not out.interrupted
+    assert isinstance(out.config, METHODS[method][1])
+    described = out.config.describe()
+    assert json.loads(json.dumps(described)) == described and described["n"] == 4
+    best = out.candidates.loc[out.candidates["reward"].idxmax()]
+    assert out.reward == best["reward"] == reward("Hi", out.response)
+    assert out.response == best["response"]
+    for k, h in out.history.iterrows():
+        rows = out.candidates[out.candidates["iteration"] == k]
+        assert rows["sample"].tolist() == [0, 1, 2, 3]
+        np.testing.assert_allclose(h.reward_mean, rows["reward"].mean())
+        np.testing.assert_allclose(h.reward_std, rows["reward"].std(ddof=0), atol=1e-12)
+        assert h.reward_max == rows["reward"].max()
+        seen = out.candidates[out.candidates["iteration"] <= k]
+        assert h.reward_best == seen["reward"].max()
+        assert 4 <= h.tokens <= 4 * 6 and h.seconds > 0
+    assert repr(out).startswith(f"Alignment({method}, reward=")
+
+
+@each_method
+def test_batched_equals_alone_and_seeds_reproduce(call, method):
+    together = call(method, PROMPTS)
+    assert isinstance(together, list) and len(together) == 2
+    for prompt, one in zip(PROMPTS, together, strict=True):
+        alone = call(method, prompt)
+        assert alone.candidates["response"].tolist() == one.candidates["response"].tolist()
+        for name in set(alone.history) - {n for n in alone.history if "second" in n}:
+            # atol: padding moves the last bits of float32 sums
+            np.testing.assert_allclose(alone.history[name], one.history[name], atol=1e-4)
+    other = call(method, seed=1)
+    assert other.candidates["response"].tolist() != together[0].candidates["response"].tolist()
+
+
+@each_method
+def test_no_gradient_no_weight_and_no_global_state_changes(call, tiny, method):
+    policy = tiny()
+    before = {k: v.clone() for k, v in policy.model.state_dict().items()}
+    attention = policy.model.config._attn_implementation
+    modules = [type(m) for m in policy.model.modules()]
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    call(method)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert all(p.grad is None and not p.requires_grad for p in policy.model.parameters())
+    assert policy.model.config._attn_implementation == attention
+    assert [type(m) for m in policy.model.modules()] == modules
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in policy.model.modules())
+    for name, value in policy.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@each_method
+def test_budgets_stop_early(call, method):
+    few = call(method, token_budget=1)
+    assert len(few.history) == 1 and not few.interrupted
+    some = call(method)
+    tokens = some.history["tokens"]
+    two = call(method, token_budget=int(tokens[0]) + 1)
+    assert len(two.history) == 2
+    quick = call(method, second_budget=1e-9)
+    assert len(quick.history) == 1
+    # A prompt that has spent its budget leaves the batch; the others are not disturbed.
+    together = call(method, PROMPTS, token_budget=int(tokens[0]))
+    for prompt, one in zip(PROMPTS, together, strict=True):
+        alone = call(method, prompt, token_budget=int(tokens[0]))
+        assert alone.candidates["response"].tolist() == one.candidates["response"].tolist()
+
+
+@each_method
+def test_an_interrupt_returns_what_there_is(call, monkeypatch, method):
+    scored = []
+
+    def impatient(*args):
+        scored.append(args)
+        if len(scored) == 3:  # the whole responses of the third iteration
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr("aisp.alignment.score", impatient)
+    out = call(method)
+    assert out.interrupted and len(out.history) == 2 and len(out.candidates) == 8
+    assert out.reward == out.candidates["reward"].max()
+
+    scored[:] = [None, None]  # now in the first iteration: there is nothing to return
+    with pytest.raises(KeyboardInterrupt):
+        call(method)
+
+
+@each_method
+def test_a_failing_reward_keeps_what_was_decoded(call, method):
+    def fails_late(prompt, response):
+        return float("nan") if len(response) > 3 else 0.0
+
+    with pytest.raises(RewardError, match="reward 'fails_late' is nan for candidate") as caught:
+        call(method, reward=fails_late)
+    assert caught.value.candidates is not None
+
+
+@pytest.mark.gpu
+@each_method
+def test_every_method_runs_on_cuda(call, tiny, method):
+    base = tiny()
+    policy = aisp.Policy(copy.deepcopy(base.model).cuda(), base.tokenizer, name="cuda")
+    needs = {}
+    for name in ("aligned", "aligner"):
+        if name in METHODS[method][1].__dataclass_fields__:
+            other = tiny("gpt2")
+            needs[name] = aisp.Policy(copy.deepcopy(other.model).cuda(), other.tokenizer)
+    out = call(method, PROMPTS, policy=policy, **needs)
+    again = call(method, PROMPTS, policy=policy, **needs)
+    for one, two in zip(out, again, strict=True):
+        assert one.candidates["response"].tolist() == two.candidates["response"].tolist()
+        assert len(one.candidates) == 12
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "must contain text"),
+        ("   ", "must contain text"),
+        ([], "empty"),
+        (["Hi", ""], "must contain text"),
+        ([{"role": "user", "content": ""}], "must contain text"),
+        ([{"role": "assistant", "content": "Hi"}], "user"),
+        ([{"text": "Hi"}], "role"),
+    ],
+)
+def test_bad_prompts_are_refused(tiny, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        aisp.align(prompt, tiny(), reward, **SMALL)
+
+
+def test_other_bad_calls_are_refused(tiny):
+    with pytest.raises(TypeError, match="prompts is 7"):
+        aisp.align(7, tiny(), reward)
+    with pytest.raises(ValueError, match="unknown method 'bon'; known: aisp, args, best_of_n"):
+        aisp.align("Hi", tiny(), reward, method="bon")
+    with pytest.raises(ValueError, match="best_of_n has no parameter 'sigma'; it takes: n, kappa"):
+        aisp.align("Hi", tiny(), reward, method="best_of_n", sigma=0.5)
+    with pytest.raises(ValueError, match="shorten either"):
+        aisp.align("x" * 250, tiny(), reward)
+
+
+def test_best_of_n_samples_the_policy(tiny):
+    """Its candidates are the engine's samples at the stated decoding, nothing else."""
+    from aisp.alignment import generator
+
+    out = aisp.align("Hi", tiny(), reward, method="best_of_n", seed=2, **SMALL)
+    policy = tiny()
+    for k in range(3):
+        texts = rollout(
+            policy,
+            [policy.prefix("Hi")],
+            4,
+            6,
+            decoding=Decoding(1.0, 0, 0.9),
+            generators=[generator(2, "Hi", k, torch.device("cpu"))],
+        ).texts[0]
+        assert out.candidates[out.candidates["iteration"] == k]["response"].tolist() == texts
+    assert out.candidates["log_weight"].isna().all() and out.history["ess"].isna().all()
+
+
+def test_a_prompt_object_is_a_prompt(tiny):
+    prompts = aisp.load_prompts("builtin", limit=2)
+    outs = aisp.align(prompts, tiny(), reward, **SMALL)
+    assert [o.prompt for o in outs] == prompts
+    same = aisp.align(list(prompts[0].messages), tiny(), reward, **SMALL)
+    assert same.response == outs[0].response
+
+
+def test_the_progress_bar_can_be_switched_off(tiny, capsys):
+    aisp.align("Hi", tiny(), reward, **SMALL)
+    assert capsys.readouterr().err == ""
+    aisp.align("Hi", tiny(), reward, **{**SMALL, "progress": True})
+    assert "aisp" in capsys.readouterr().err
+
+
+def test_the_readme_adds_a_method_a_reward_and_a_judge(tiny, monkeypatch):
+    """Its code runs as it stands."""
+    monkeypatch.setitem(METHODS, "cool", None)  # taken out again after the test
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    text = Path("README.md").read_text(encoding="utf-8")
+    section = text.split("## Adding a method")[1].split("\n## ")[0]
+    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
+    names = {"aisp": aisp, "policy": tiny()}
+    exec(code, names)
+    out = names["out"]
+    given = {"temperature": 0.65, "top_p": 1.0, "n": 4, "kappa": 2, "progress": False}
+    same = aisp.align("Why is the sky blue?", tiny(), names["Brevity"](), "best_of_n", **given)
+    assert out.method == "cool" and out.config.temperature == 0.65 and len(out.candidates) == 8
+    assert out.reward == same.reward == -len(out.response.split())
+    assert out.candidates["response"].equals(same.candidates["response"])
+    assert names["wins"]["prompts"] == 32 and names["wins"]["low"] < names["wins"]["high"]

@@ -1,0 +1,84 @@
+"""The embedded preference head: its features, and what it scores."""
+
+import json
+
+import torch
+
+import aisp
+from aisp.provenance import data_path
+from aisp.rewards.head import EmbeddedReward, Head, features
+
+PROMPTS = ["Hi", "How do I learn to cook?"]
+REPLIES = ["Hello there, how can I help?", "Buy a pan."]
+
+
+def test_texts_that_begin_alike_run_once_and_give_the_same(embedded, monkeypatch):
+    """Candidates of a search: extensions of one text per prompt, a strange one among them."""
+    begun = "To learn to cook, start with simple dishes that you like, and repeat them until"
+    ends = [" you", " they are done.", "", "!", " é", " I", " it", " all", " we", "?"]
+    replies = [begun + x for x in ends]
+    long = PROMPTS[0] + " Please answer in one sentence, and name a dish."
+    prompts = [PROMPTS[1]] * 10 + [long] * 10 + ["Hi"]
+    replies = [*replies, *replies[::-1], "Hello."]
+    order = torch.randperm(21, generator=torch.Generator().manual_seed(0)).tolist()  # mixed
+    prompts, replies = [prompts[i] for i in order], [replies[i] for i in order]
+    tokens = []
+    handle = embedded.model.get_input_embeddings().register_forward_hook(
+        lambda module, args, out: tokens.append(args[0].numel())
+    )
+    shared = features(embedded, prompts, replies, layers=[3, 15])
+    few, tokens[:] = sum(tokens), []
+    monkeypatch.setattr("aisp.rewards.head._groups", lambda p, encoded: ([], list(range(21))))
+    whole = features(embedded, prompts, replies, layers=[3, 15])
+    handle.remove()
+    assert few < 0.5 * sum(tokens)
+    torch.testing.assert_close(shared, whole, atol=2e-4, rtol=1e-4)
+
+
+def test_features_are_the_hidden_states_of_the_whole_model(embedded):
+    """Stopping at a middle layer and padding in a batch change nothing."""
+    got = features(embedded, PROMPTS, REPLIES, layers=[5, 15])
+    tokenizer = embedded.tokenizer
+    for i, (prompt, reply) in enumerate(zip(PROMPTS, REPLIES, strict=True)):
+        before = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        start = len(tokenizer(before)["input_ids"])
+        ids = torch.tensor([tokenizer(before + reply + "<|im_end|>")["input_ids"]])
+        with torch.no_grad():
+            states = embedded.model.model(ids, output_hidden_states=True).hidden_states
+        for column, layer in enumerate((5, 15)):
+            h = states[layer][0]
+            torch.testing.assert_close(got[i, column, 0], h[start:].mean(0), atol=2e-3, rtol=1e-3)
+            torch.testing.assert_close(got[i, column, 1], h[-1], atol=2e-3, rtol=1e-3)
+    assert len(embedded.model.model.layers) == 30  # the model itself was left whole
+
+
+def test_save_and_load(tmp_path):
+    head = Head(torch.randn(5), 0.5, 2.0, 3, "last")
+    head.save(tmp_path / "h.safetensors")
+    again = Head.load(tmp_path / "h.safetensors")
+    assert torch.equal(again.w, head.w)
+    assert (again.center, again.scale, again.layer, again.pooling) == (0.5, 2.0, 3, "last")
+
+
+def test_the_shipped_head_is_small_and_its_card_and_report_agree():
+    path = data_path("reward_head/head.safetensors")
+    assert path.stat().st_size < 1_000_000
+    head, report = Head.load(path), json.loads(data_path("reward_head/report.json").read_text())
+    assert (head.layer, head.pooling, head.scale) == tuple(
+        report[k] for k in ("layer", "pooling", "scale")
+    )
+    card = data_path("reward_head/README.md").read_text()
+    low, high = report["accuracy_held_out_95"]
+    for number in (report["accuracy_held_out"], low, high, report["accuracy_cross_validated"]):
+        assert f"{number:.3f}" in card
+
+
+def test_the_reward_is_the_stated_formula(embedded):
+    reward = aisp.load_reward("embedded", policy=embedded)
+    assert isinstance(reward, EmbeddedReward) and reward.policy is embedded
+    head = reward.head
+    f = features(embedded, PROMPTS, REPLIES, layers=[head.layer], poolings=[head.pooling])[:, 0, 0]
+    expected = (f.double() @ head.w.double() - head.center) / head.scale
+    torch.testing.assert_close(reward.score(PROMPTS, REPLIES), expected)

@@ -1,0 +1,303 @@
+"""Hugging Face reward models: small random ones saved as the public ones are, scored one by one."""
+
+import copy
+import json
+
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+
+from aisp.rewards import RewardError, load_reward
+from aisp.rewards.hub import eurus_format, ultrarm_format
+
+SIZE = dict(
+    vocab_size=258,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    initializer_range=0.3,
+)
+TURNS = [
+    {"role": "user", "content": "Tea?"},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "user", "content": "Hot?"},
+]
+SYSTEM = {"role": "system", "content": "Be brief."}
+PROMPTS = ["Hi", TURNS, [SYSTEM, *TURNS], "Hi", "A longer prompt"]
+RESPONSES = ["a", "a longer response", "Ok.", "", "ends with a special token<|im_end|>"]
+ULTRARM = [
+    "Human: Hi\n\nAssistant: a",
+    "Human: Tea?\n\nAssistant: Yes.\n\nHuman: Hot?\n\nAssistant: a longer response",
+    "Be brief.\n\nHuman: Tea?\n\nAssistant: Yes.\n\nHuman: Hot?\n\nAssistant: Ok.",
+    "Human: Hi\n\nAssistant: ",
+    "Human: A longer prompt\n\nAssistant: ends with a special token<|im_end|>",
+]
+EURUS = [
+    "[INST] Hi [/INST] a",
+    "[INST] Tea? [/INST] Yes.</s> [INST] Hot? [/INST] a longer response",
+    "[INST] Be brief.\n\nTea? [/INST] Yes.</s> [INST] Hot? [/INST] Ok.",
+    "[INST] Hi [/INST] ",
+    "[INST] A longer prompt [/INST] ends with a special token<|im_end|>",
+]
+PUBLIC = {
+    "ultrarm": (tf.LlamaConfig, "LlamaRewardModel", ULTRARM),
+    "eurus": (tf.MistralConfig, "EurusRewardModel", EURUS),
+}
+
+
+@pytest.fixture
+def tokenizer(byte_tokenizer):
+    """The byte tokenizer, putting a beginning-of-text token first, as Llama's and Mistral's do."""
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    return tokenizer
+
+
+def save(folder, tokenizer, kind, weights="safetensors", head=True, **config):
+    """A checkpoint with the names of the public one; returns its backbone and its head."""
+    config_class, architecture, _ = PUBLIC[kind]
+    torch.manual_seed(0)
+    config = config_class(**SIZE, **{"pad_token_id": 0} | config)
+    backbone = tf.AutoModel.from_config(config).eval()
+    row = torch.randn(1, 32)
+    state = {f"model.{name}": value for name, value in backbone.state_dict().items()}
+    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # as old files have it
+    if head:
+        state["regression_head.weight"] = row
+    parts = [dict(list(state.items())[:9]), dict(list(state.items())[9:])]
+    if weights == "safetensors":
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    elif weights == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+        for name, part in zip(names, parts, strict=True):
+            torch.save(part, folder / name)
+        index = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+        (folder / "pytorch_model.bin.index.json").write_text(
+            json.dumps({"metadata": {"total_size": 1}, "weight_map": index})
+        )
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(
+        json.dumps(
+            config.to_diff_dict()
+            | {
+                "architectures": [architecture],
+                "auto_map": {
+                    "AutoModel": f"modeling.{architecture}",
+                    "AutoModelForSequenceClassification": f"modeling.{architecture}",
+                },
+            }
+        )
+    )
+    (folder / "modeling.py").write_text("raise SystemExit('code of the checkpoint was run')")
+    return backbone, row
+
+
+def one_by_one(backbone, row, texts):
+    """The reward by its definition: bytes after the beginning-of-text token, no padding."""
+    alphabet = sorted(ByteLevel.alphabet())
+    rewards = []
+    for text in texts:
+        body = text.removesuffix("<|im_end|>").replace(" ", "Ġ").replace("\n", "Ċ")  # all ASCII
+        ids = [1, *(2 + alphabet.index(byte) for byte in body), *[0] * text.endswith("<|im_end|>")]
+        with torch.no_grad():
+            hidden = backbone(torch.tensor([ids])).last_hidden_state
+        rewards.append((hidden[0, -1] @ row[0]).item())
+    return torch.tensor(rewards, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", PUBLIC)
+@pytest.mark.parametrize("weights", ["safetensors", "bin", "shards"])
+def test_public_reward_models_score_as_defined(tmp_path, tokenizer, kind, weights):
+    backbone, row = save(tmp_path, tokenizer, kind, weights)
+    reward = load_reward(tmp_path, device="cpu", dtype="float32", trust_remote_code=True)
+    reward.batch_size = 3  # several batches, every text but the longest of each padded
+    got = reward.score(PROMPTS, RESPONSES)
+    expected = one_by_one(backbone, row, PUBLIC[kind][2])
+    assert got.dtype == torch.float64 and got.shape == (5,)
+    assert torch.allclose(got, expected, atol=1e-4), (got, expected)
+    assert expected.std() > 0.5  # they can be told apart
+    assert str(tmp_path) in reward.name
+
+
+@pytest.mark.parametrize("pad", [None, 0, 7])
+def test_padding_never_changes_a_score(tmp_path, tokenizer, pad):
+    backbone, row = save(tmp_path, tokenizer, "ultrarm", pad_token_id=pad)
+    reward = load_reward(tmp_path, device="cpu", dtype="float32")
+    reward.tokenizer.padding_side = "left"
+    together = reward.score(PROMPTS, RESPONSES)
+    alone = torch.cat([reward.score([p], [r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)])
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert torch.allclose(alone, one_by_one(backbone, row, ULTRARM), atol=1e-4)
+
+
+def test_formats_of_several_turns():
+    for prompt, response, ultrarm, eurus in zip(PROMPTS, RESPONSES, ULTRARM, EURUS, strict=True):
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        whole = [*messages, {"role": "assistant", "content": response}]
+        assert ultrarm_format(whole) == ultrarm
+        assert eurus_format(whole) == eurus
+    closing = [*TURNS, {"role": "assistant", "content": "No.</s> "}]
+    assert eurus_format(closing).endswith("[/INST] No.</s> ")  # the response is left as it is
+
+
+def test_another_format_can_be_read(tmp_path, tokenizer):
+    backbone, row = save(tmp_path, tokenizer, "ultrarm")
+
+    def re_control(messages):
+        return f"Human: {messages[-2]['content']}\nAssistant: {messages[-1]['content']}"
+
+    reward = load_reward(tmp_path, device="cpu", dtype="float32", format=re_control)
+    expected = one_by_one(backbone, row, ["Human: Hi\nAssistant: a"])
+    assert torch.allclose(reward.score(["Hi"], ["a"]), expected, atol=1e-4)
+    assert not torch.allclose(one_by_one(backbone, row, ULTRARM[:1]), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", PUBLIC)
+def test_too_long_for_a_regression_head_is_an_error(tmp_path, tokenizer, kind):
+    save(tmp_path, tokenizer, kind)
+    reward = load_reward(tmp_path, device="cpu", dtype="float32")
+    room = 128 - 1 - len(PUBLIC[kind][2][3])
+    assert reward.score(["Hi"], ["x" * room]).isfinite().all()
+    with pytest.raises(RewardError, match=r"'Hi'.* takes 129 tokens; reward model .* reads 128"):
+        reward.score(["Hi"], ["x" * (room + 1)])
+
+
+def test_dtype_and_device_map(tmp_path, tokenizer):
+    pytest.importorskip("accelerate")
+    backbone, row = save(tmp_path, tokenizer, "eurus")
+    spread = {"model.embed_tokens": "cpu", "model": "cpu", "score": "cpu"}
+    reward = load_reward(tmp_path, device="meta", dtype="bfloat16", device_map=spread)
+    assert {p.dtype for p in reward.model.parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in reward.model.parameters()} == {"cpu"}
+    assert not any(p.requires_grad for p in reward.model.parameters())
+    got = reward.score(PROMPTS[:2], RESPONSES[:2])
+    assert (got - one_by_one(backbone, row, EURUS[:2])).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("kind", PUBLIC)
+def test_without_its_head_it_is_refused(tmp_path, tokenizer, kind):
+    save(tmp_path, tokenizer, kind, head=False)
+    with pytest.raises(ValueError, match=r"no weights for score\.weight, which would stay random"):
+        load_reward(tmp_path, device="cpu", dtype="float32")
+
+
+def test_pickled_code_is_not_run(tmp_path, tokenizer):
+    save(tmp_path, tokenizer, "ultrarm", "bin")
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"regression_head.weight": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
+        load_reward(tmp_path, device="cpu", dtype="float32")
+    assert not (tmp_path / "ran").exists()
+
+
+# Sequence classifiers, Skywork-Reward among them
+
+
+def classifier(folder, tokenizer, architecture="llama", labels=1, **config):
+    torch.manual_seed(0)
+    config = {"pad_token_id": 0, "num_labels": labels} | config
+    if architecture == "gpt2":
+        size = dict(vocab_size=258, n_embd=32, n_layer=2, n_head=4, n_positions=128)
+        config = tf.GPT2Config(**size, initializer_range=0.3, **config)
+    else:
+        config = tf.LlamaConfig(**SIZE, **config)
+    model = tf.AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_sequence_classifier_scores_its_chat_template(tmp_path, byte_tokenizer, architecture):
+    model = classifier(tmp_path, byte_tokenizer, architecture)
+    reward = load_reward(tmp_path, dtype="float32", device="cpu")
+    reward.batch_size = 2  # several batches of unequal length
+    prompts = ["Hi", [{"role": "user", "content": "Longer prompt?"}], "Hi"]
+    responses = ["a", "a longer response", ""]
+    got = reward.score(prompts, responses)
+    for i, text in enumerate(
+        [
+            "<|im_start|>user: Hi<|im_end|>\n<|im_start|>assistant: a<|im_end|>\n",
+            "<|im_start|>user: Longer prompt?<|im_end|>\n"
+            "<|im_start|>assistant: a longer response<|im_end|>\n",
+            "<|im_start|>user: Hi<|im_end|>\n<|im_start|>assistant: <|im_end|>\n",
+        ]
+    ):
+        ids = torch.tensor([byte_tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            expected = model(ids).logits[0, 0]
+        assert abs(got[i] - expected) < 1e-4
+    assert got.dtype == torch.float64 and len(set(got.tolist())) == 3
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("pad", [None, 0, 7])
+def test_a_template_that_opens_with_bos_and_ends_with_eos(tmp_path, tokenizer, architecture, pad):
+    """As Skywork-Reward-Llama: one beginning-of-text token, and the end of turn is what is read."""
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    )
+    model = classifier(tmp_path, tokenizer, architecture, pad_token_id=pad)
+    reward = load_reward(tmp_path, dtype="float32", device="cpu")
+    responses = ["a", "a longer response"]
+    got = reward.score(["Hi", "Hi"], responses)
+    for value, response in zip(got, responses, strict=True):
+        text = f"user: Hi<|im_end|>assistant: {response}<|im_end|>"
+        ids = torch.tensor([tokenizer(text)["input_ids"]])  # the tokenizer adds the first token
+        assert ids[0, :2].tolist() != [1, 1] and ids[0, 0] == 1 and ids[0, -1] == 0
+        with torch.no_grad():
+            assert abs(value - model(ids).logits[0, 0]) < 1e-4  # alone, by transformers itself
+
+
+def test_other_checkpoints_are_read_from_safetensors_only(tmp_path, byte_tokenizer):
+    model = classifier(tmp_path, byte_tokenizer)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"cannot load .*safetensors"):
+        load_reward(tmp_path, dtype="float32", device="cpu")
+    reward = load_reward(tmp_path, dtype="float32", device="cpu", use_safetensors=False)
+    assert reward.score(["Hi"], ["a"]).isfinite().all()
+
+
+def test_without_a_chat_template_prompt_and_response_are_a_text_pair(tmp_path, byte_tokenizer):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.chat_template = None
+    model = classifier(tmp_path, tokenizer)
+    got = load_reward(tmp_path, dtype="float32", device="cpu").score([TURNS], ["Ok."])
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer("Tea?\n\nYes.\n\nHot?Ok.")["input_ids"]])
+        assert abs(got[0] - model(ids).logits[0, 0]) < 1e-4
+
+
+def test_too_long_for_a_classifier_is_an_error_not_a_truncation(tmp_path, byte_tokenizer):
+    classifier(tmp_path, byte_tokenizer)
+    reward = load_reward(tmp_path, dtype="float32", device="cpu")
+    with pytest.raises(RewardError, match=r"tokens; reward model .* reads 128"):
+        reward.score(["Hi"], ["x" * 200])
+
+
+def test_a_classifier_with_two_outputs_is_no_reward_model(tmp_path, byte_tokenizer):
+    classifier(tmp_path, byte_tokenizer, labels=2)
+    with pytest.raises(ValueError, match="has 2 outputs; a reward model has 1"):
+        load_reward(tmp_path, dtype="float32")
+
+
+def test_a_language_model_is_no_reward_model(tmp_path, byte_tokenizer):
+    tf.LlamaForCausalLM(tf.LlamaConfig(**SIZE, num_labels=1)).save_pretrained(tmp_path)
+    byte_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot load .*no weights for score\.weight"):
+        load_reward(tmp_path, dtype="float32")
