@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aisp.prompts import as_messages
 
@@ -36,8 +37,8 @@ class Policy:
         eos_ids: token ids that end a response; found from the model and tokenizer if not given.
     """
 
-    model: torch.nn.Module
-    tokenizer: object
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     template: Template = "chat"
     name: str = "custom"
     eos_ids: tuple[int, ...] = field(default=())
