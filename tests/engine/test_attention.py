@@ -53,7 +53,7 @@ def test_the_same_tokens_while_responses_and_whole_prompts_leave(tiny, monkeypat
 
     def spied(self, rows):
         keep(self, rows)
-        shapes.append((self.shape, self.full))
+        shapes.append((self.shape, self.row is None))
 
     monkeypatch.setattr(PrefixCache, "keep", spied)
     shared, copied = both(monkeypatch, eager, PROMPTS, 12, 24, decoding=Decoding(1.0))
