@@ -15,6 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from aisp.experiment import parameters
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -187,16 +189,32 @@ def test_parameters_cell_is_plain_and_papermill_reads_all_of_it(path):
 
     values = {}
     for statement in ast.parse(parameters_cell(path)).body:
-        assert isinstance(statement, ast.Assign), f"line {statement.lineno}: not `name = literal`"
-        (target,) = statement.targets
-        assert isinstance(target, ast.Name), f"line {statement.lineno}: not one plain name"
-        assert statement.lineno == statement.end_lineno, f"{target.id} takes more than one line"
-        values[target.id] = ast.literal_eval(statement.value)
-    assert values, "there are no parameters"
+        assert isinstance(statement, ast.AnnAssign), f"line {statement.lineno}: no `name: type = x`"
+        assert statement.lineno == statement.end_lineno, f"line {statement.lineno} goes on"
+        values[statement.target.id] = ast.literal_eval(statement.value)
+    declared = parameters.of_notebook(path)
+    assert {name: p.stored for name, p in declared.items()} == values
 
     seen = inspect_notebook(str(path))
     assert {name: ast.literal_eval(p["default"]) for name, p in seen.items()} == values
-    assert [name for name, p in seen.items() if not p["help"]] == [], "parameters without a comment"
+    for name, p in seen.items():
+        assert p["help"], f"{name} has no comment"
+        assert p["inferred_type_name"].strip() == " or ".join(declared[name].types)
+
+
+@each_notebook
+def test_stored_parameters_have_their_types_and_the_next_cell_checks_what_is_given(path):
+    declared = parameters.of_notebook(path)
+    parameters.refuse({name: p.stored for name, p in declared.items()}, declared, path.stem)
+    code = [c for c in cells(path) if c["cell_type"] == "code"]
+    assert "parameters" in code[0]["metadata"]["tags"], "something runs before the parameters"
+    source = "".join(code[1]["source"])
+    source = re.sub(r"^%.*$", "", source, flags=re.MULTILINE)
+    statements = [ast.unparse(s) for s in ast.parse(source).body]
+    first = next(s for s in statements if not s.startswith(("import ", "from ")))
+    assert first == "parameters.check()", "what is given is used before it is checked"
+    for cell in code[1:]:  # else this one would be taken for the cell of the parameters
+        assert parameters.declarations("".join(cell["source"])) is None
 
 
 @each_notebook
@@ -213,9 +231,7 @@ SOURCE = re.compile(r"builtin|shp|hh|(shp|hh):[^/].*\.jsonl(\.gz)?")
 each_params = pytest.mark.parametrize("path", PARAMS, ids=[p.stem for p in PARAMS])
 
 
-def stored_parameters() -> dict:
-    body = ast.parse(parameters_cell(ROOT / "notebooks" / "06_main_results.ipynb")).body
-    return {s.targets[0].id: ast.literal_eval(s.value) for s in body}
+MAIN = ROOT / "notebooks" / "06_main_results.ipynb"
 
 
 @each_params
@@ -227,17 +243,11 @@ def test_parameters_are_those_of_the_notebook_and_its_methods_take_them(path):
     from aisp.methods import configure
 
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    stored = stored_parameters()
-    assert set(given) <= set(stored), "papermill only warns about a name that it does not know"
-    for name, value in given.items():
-        default = stored[name]
-        if default is not None and value is not None:
-            assert type(value) is type(default), f"{name}: {value!r} where {default!r} is stored"
+    values = parameters.read(path, MAIN)
     command = "papermill notebooks/06_main_results.ipynb out.ipynb -f "
     assert given["command"] == f"{command}notebooks/params/{path.name}"
     assert SOURCE.fullmatch(given["prompts"]), given["prompts"]
 
-    values = stored | given
     budget = experiment.settings(
         values["profile"],
         **{k: values[k] for k in ("n_prompts", "n", "kappa", "max_new_tokens")},
@@ -278,10 +288,9 @@ def test_every_setting_of_the_paper_has_a_file_and_no_two_write_the_same_records
 
 
 def test_the_notebook_uses_each_of_its_parameters():
-    path = ROOT / "notebooks" / "06_main_results.ipynb"
-    code = [c for c in cells(path) if c["cell_type"] == "code"]
+    code = [c for c in cells(MAIN) if c["cell_type"] == "code"]
     rest = "\n".join(
         "".join(c["source"]) for c in code if "parameters" not in c["metadata"].get("tags", [])
     )
     names = {node.id for node in ast.walk(ast.parse(rest)) if isinstance(node, ast.Name)}
-    assert set(stored_parameters()) <= names
+    assert set(parameters.of_notebook(MAIN)) <= names
