@@ -28,6 +28,10 @@ TYPES = {
     "list": "a list of texts",
     "None": "None (null in YAML)",
 }
+RULE = (
+    "each line of the parameters cell must be `name: type = value`, where type is one or more of "
+    f"{', '.join(TYPES)}, joined by `or`"
+)
 INJECTED = "# Parameters"  # papermill opens the cell that it adds with this comment
 
 
@@ -78,7 +82,7 @@ def check_cells(executed: Sequence[str]) -> None:
     if known is not None:
         refuse({name: p.stored for name, p in known.items()} | given, known, "this notebook")
     elif any(source.strip() for source in executed):
-        raise ValueError(f"no executed cell declares the parameters; {_RULE}")
+        raise ValueError(f"no executed cell declares the parameters; run that cell first: {RULE}")
 
 
 def read(path: str | Path, notebook: Path) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def of_notebook(path: Path) -> dict[str, Parameter]:
             declared = declarations("".join(cell["source"]))
             if declared is not None:
                 return declared
-    raise ValueError(f"{path} has no cell tagged `parameters` that declares them; {_RULE}")
+    raise ValueError(f"{path} has no cell tagged `parameters` that declares them; {RULE}")
 
 
 def declarations(source: str) -> dict[str, Parameter] | None:
@@ -209,9 +213,3 @@ def _statements(source: str) -> list[ast.stmt]:
         return ast.parse(source).body
     except SyntaxError:  # such as of a cell that failed for it
         return []
-
-
-_RULE = (
-    "each line of the parameters cell must be `name: type = value`, where type is one or more of "
-    f"{', '.join(TYPES)}, joined by `or`"
-)
