@@ -4,6 +4,7 @@
 - `reuse`: starting a file with what other notebooks computed under the same settings;
 - `tables`: records to means with intervals, differences and printed tables;
 - `main_results`, `ablations`: what notebooks 06 and 07 run and measure;
+- `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
 - `bench`: how fast the engine is (notebook 08, `make bench`);
 - `gallery`: which figure is made from which records.
 
