@@ -55,7 +55,7 @@ def real(
     Raises:
         ValueError: anything else; True, "1e-3", NaN and infinities among it.
     """
-    number = _real(value)
+    number = as_float(value)
     low = "" if above is None else f" > {above:g}"
     if number is None or not math.isfinite(number) or (above is not None and not number > above):
         number = None
@@ -89,7 +89,8 @@ def choice(name: str, value: Any, known: Sequence[str]) -> str:
     return value
 
 
-def _real(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
+    """The value as a float where it is one real number, NaN and infinities among them, else None."""
     if isinstance(value, bool | str | bytes | complex) or _dtype(value).split(".")[-1] == "bool":
         return None
     if "complex" in _dtype(value):

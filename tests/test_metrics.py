@@ -8,7 +8,7 @@ import transformers as tf
 from conftest import ARCHITECTURES
 
 import aisp
-from aisp import metrics
+from aisp import comparison, metrics
 from aisp.engine.rollout import rollout
 from aisp.experiment.tables import bootstrap
 from aisp.rewards import RewardError, load_reward
@@ -138,9 +138,9 @@ def test_the_perturbed_law_is_the_one_that_rollout_decodes_from(tiny, architectu
     U = 4 * torch.randn(5, policy.d, generator=torch.Generator().manual_seed(1))
     out = rollout(policy, [policy.prefix("Hi")], 1, T, V=U[None, None])
     tokens = out.tokens[0, 0, : out.lengths[0, 0]].tolist()
-    logits = metrics._response_logits(policy, "Hi", tokens, U)
+    logits = policy.response_logits("Hi", tokens, U)
     assert logits.argmax(-1).tolist() == tokens
-    unmoved = metrics._response_logits(policy, "Hi", tokens)
+    unmoved = policy.response_logits("Hi", tokens)
     assert unmoved.argmax(-1).tolist() != tokens
     assert torch.allclose(unmoved[5:], logits[5:], atol=1e-5)
 
@@ -186,8 +186,8 @@ def test_kl_errors(tiny, embedded):
     for laws in ({}, {"U": U, "policy": policy}):
         with pytest.raises(ValueError, match="pass one of policy and U"):
             metrics.kl_to_base(policy, ["Hi"], ["a"], **laws)
-    for wrong in (U[..., 1:], U.repeat(2, 1, 1), U[0]):
-        with pytest.raises(ValueError, match=rf"expected 1 tensors \(tau, {policy.d}\)"):
+    for wrong in (U[..., 1:], U.repeat(2, 1, 1), U[0, :, 1:], list(U[0]), U[0, 0]):
+        with pytest.raises(ValueError, match=rf"expected one tensor \(tau, {policy.d}\) or 1 of"):
             metrics.kl_to_base(policy, ["Hi"], ["a"], U=wrong)
     with pytest.raises(ValueError, match=r"different vocabularies .49152 and 258 tokens"):
         metrics.kl_to_base(policy, ["Hi"], ["a"], policy=embedded)
@@ -294,7 +294,7 @@ def test_language_model_judge_counts_a_letter_after_a_space_too(embedded):
     probs = next_token_logits(embedded, question).softmax(-1)
     vocabulary = embedded.tokenizer.get_vocab()
     ids = [[vocabulary[x], vocabulary["Ġ" + x]] for x in "AB"]
-    assert [metrics._letter_ids(embedded.tokenizer, x) for x in "AB"] == ids
+    assert [comparison._letter_ids(embedded.tokenizer, x) for x in "AB"] == ids
     a, b = (probs[pair].sum() for pair in ids)
     judge = metrics.language_model_judge(embedded)
     assert judge("Hi", "Hello!", "No.") == pytest.approx((a / b).log().item(), rel=1e-4)

@@ -5,7 +5,8 @@ import torch
 from conftest import ARCHITECTURES, tiny_model
 
 import aisp
-from aisp.policy import Policy, load_policy, resolve_dtype
+from aisp.loading import resolve_dtype
+from aisp.policy import Policy, load_policy
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

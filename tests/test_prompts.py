@@ -12,7 +12,8 @@ import pytest
 
 import aisp.prompts
 import aisp.provenance
-from aisp.prompts import Pair, Prompt, as_messages, hh_messages, hh_pairs, load_prompts
+from aisp.preference_data import Pair, hh_messages, hh_pairs
+from aisp.prompts import Prompt, as_messages, load_prompts
 
 USER = {"role": "user", "content": "Why?"}
 REPLY = {"role": "assistant", "content": "Because."}

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aisp.provenance import data_path
+from aisp.assets import EMBEDDED, trained_part
 from aisp.rewards.base import Reward
 from aisp.rewards.encoder import SentenceEncoder, load_encoder
 from aisp.rewards.head import Head
@@ -34,7 +34,7 @@ class EmbeddedJudge(Reward):
     @classmethod
     def load(cls, device: str | torch.device = "cpu") -> "EmbeddedJudge":
         """The head shipped with the package, on the embedded sentence encoder."""
-        path = data_path("judge/head.safetensors")
+        path = trained_part("judge")
         head = Head.load(path)
         judge = cls(first_layers(head.layer, device), head)
         judge.files = (path,)
@@ -47,6 +47,7 @@ class EmbeddedJudge(Reward):
 
 def first_layers(layers: int, device: str | torch.device = "cpu") -> SentenceEncoder:
     """The embedded sentence encoder without its layers past so many."""
-    encoder = load_encoder("embedded", device=device)
-    encoder.model.encoder.layer = encoder.model.encoder.layer[:layers]
+    encoder = load_encoder(EMBEDDED, device=device)
+    stack = encoder.model.get_submodule("encoder")
+    stack.layer = nn.ModuleList([*stack.get_submodule("layer").children()][:layers])
     return encoder

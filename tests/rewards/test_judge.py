@@ -7,7 +7,7 @@ import torch
 
 import aisp
 from aisp import assets
-from aisp.prompts import hh_pairs
+from aisp.preference_data import hh_pairs
 from aisp.provenance import data_path
 from aisp.rewards.head import Head
 from aisp.rewards.judge import EmbeddedJudge
