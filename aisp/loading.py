@@ -190,7 +190,6 @@ def _check_complete(
     if missing:
         first = ", ".join(sorted(missing)[:3])
         raise ValueError(
-            f"{str(name)!r} has no weights for {first}{', ...' if len(missing) > 3 else ''} of "
-            f"{type(model).__name__}, which would stay random: it is a model of another kind, or "
-            "its files are incomplete"
+            f"{str(name)!r} has no weights for {first}{', ...' if len(missing) > 3 else ''}, which "
+            f"would stay random: it is no {type(model).__name__}, or its files are incomplete"
         )

@@ -245,7 +245,7 @@ def test_aligners_that_cannot_be_loaded(tiny, trained, tmp_path, monkeypatch):
         load_aligner(tmp_path / "nothing", policy)
     with pytest.raises(ValueError, match=r"belongs to the embedded policy.*'tiny-llama'"):
         aisp.align("Hi", policy, reward, "ram", **SMALL)
-    monkeypatch.setitem(load_aligner.__globals__, "data_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("aisp.assets.data_path", lambda name: tmp_path / name)
     embedded = aisp.Policy(policy.model, policy.tokenizer, name="embedded")
     with pytest.raises(ValueError, match=r"there is no aligner at .*python -m aisp.training.ram"):
         load_aligner("embedded", embedded)
