@@ -54,7 +54,7 @@ def load_pretrained(
     try:
         what = auto_class.__name__
         model, info = auto_class.from_pretrained(source, output_loading_info=True, **options)
-        what = "its tokenizer"
+        what = "tokenizer"
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **shared)
     except Exception as error:
         # A damaged tokenizer.json raises a plain Exception, shapes that do not fit a RuntimeError.
@@ -165,20 +165,28 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
 def _not_loaded(
     name: str | Path, source: str | Path, what: str, embedded: bool, error: Exception
 ) -> str:
+    cause = " ".join(str(error).split())  # of one line; some list all that was tried
     if embedded:
         return (
-            f"the embedded model at {source} cannot be loaded ({what}): {error}. Run `python -m "
-            "aisp.assets`, which checks every byte of it and builds it again where one is wrong"
+            f"the embedded model at {source} cannot be loaded ({what}): run `python -m aisp.assets`, "
+            "which checks every byte of it and builds it again where one is wrong. "
+            f"Cause: {cause}"
+        )
+    if what == "tokenizer":
+        return (
+            f"{str(name)!r} has a model but no tokenizer that can be loaded: put the model's "
+            "tokenizer files (tokenizer.json, tokenizer_config.json) beside its weights. "
+            f"Cause: {cause}"
         )
     if Path(source).exists():
         return (
-            f"cannot load {str(name)!r} ({what}) from this local path: {error}. The folder must "
-            "hold config.json, the weights as *.safetensors, and the tokenizer's files"
+            f"cannot load {str(name)!r} ({what}) from this local path: the folder must hold "
+            f"config.json and the weights as *.safetensors. Cause: {cause}"
         )
     return (
         f"cannot load {str(name)!r} ({what}); tried it as a local path and on the hub. Check the "
         "name; without network, or for gated models without a token, the Hugging Face hub is out "
-        f"of reach: download the model first, or use 'embedded'. Cause: {error}"
+        f"of reach: download the model first, or use 'embedded'. Cause: {cause}"
     )
 
 

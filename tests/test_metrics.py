@@ -307,3 +307,29 @@ def test_language_model_judge_needs_letters_that_are_tokens(tiny):
 
     with pytest.raises(ValueError, match="'B' is not one token"):
         metrics.language_model_judge(type("P", (), {"tokenizer": Pieces()})())
+
+
+# one mean for all responses
+
+
+def test_one_mean_is_applied_to_every_response(tiny):
+    policy = tiny()
+    U = 0.5 * torch.randn(4, policy.d, generator=torch.Generator().manual_seed(2))
+    prompts, responses = ["Hi", "Hi", TURNS], ["Tea.", "Tea is hot.", [40, 50]]
+    one = metrics.kl_to_base(policy, prompts, responses, U=U)
+    assert torch.equal(one, metrics.kl_to_base(policy, prompts, responses, U=[U] * 3))
+    assert torch.equal(one, metrics.kl_to_base(policy, prompts, responses, U=torch.stack([U] * 3)))
+    assert (one > 0.01).all()
+    with pytest.raises(
+        ValueError, match=rf"shapes \[\(4, 31\)\]; .*one tensor \(tau, {policy.d}\)"
+    ):
+        metrics.kl_to_base(policy, ["Hi"], ["a"], U=U[:, 1:])
+
+
+def test_win_rate_checks_its_numbers():
+    judge = metrics.reward_judge(load_reward(lambda p, r: len(r)))
+    for name, wrong in (("draws", 0), ("draws", 10.5), ("seed", -1), ("seed", True)):
+        with pytest.raises(ValueError, match=f"{name} is {wrong}; it must be a whole number"):
+            metrics.win_rate(["p"], ["x"], ["yy"], judge, **{name: wrong})
+    with pytest.raises(ValueError, match=r"the judge returned \(1\+1j\)"):
+        metrics.win_rate(["p"], ["x"], ["yy"], lambda *_: 1 + 1j)

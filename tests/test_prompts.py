@@ -463,3 +463,60 @@ def test_real_hh_pairs(hh_file):
     assert left_out == {f"hh-{row}" for row in empty | other_prompt}
     prompts = {p.id: p.messages for p in load_prompts(f"hh:{hh_file}")}
     assert all(prompts[p.id] == p.messages for p in pairs)
+
+
+# what no tokenizer, file or terminal takes
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bad: as_messages(f"Tea {bad}?"),
+        lambda bad: as_messages([{"role": "system", "content": bad}, USER]),
+        lambda bad: Prompt(f"id {bad}", [USER], "test"),
+        lambda bad: Prompt("id", [USER], f"source {bad}"),
+        lambda bad: Prompt("id", [USER], "test", f"category {bad}"),
+    ],
+)
+def test_half_a_character_is_refused(make):
+    make("\U0001f600")  # whole, it is fine
+    with pytest.raises(
+        ValueError, match=r"has the lone surrogate '\\ud83d' at character \d+, in '"
+    ):
+        make("\ud83d")
+
+
+def test_half_a_character_in_a_file_names_the_line(write):
+    path = write({"prompt": "Fine?"}, json.dumps({"prompt": "Cut \ud83d?"}))
+    with pytest.raises(
+        ValueError, match=r"line 2: the content of message 0 has the lone surrogate"
+    ):
+        load_prompts(path)
+
+
+def test_half_a_character_is_refused_before_anything_is_decoded(tiny):
+    with pytest.raises(ValueError, match="lone surrogate"):
+        tiny().prefix("Tea \ud83d?")
+
+
+def test_an_id_that_is_no_string():
+    with pytest.raises(TypeError, match="the prompt's id is 3; make it a string"):
+        Prompt(3, [USER], "test")
+
+
+def test_labels_and_errors_show_no_control_characters():
+    text = "red \x1b[31m, \tnext\nline, \x9b, ñ, שלום, 👩‍👧"
+    label = Prompt("id", text, "test").label
+    assert label == r"red \x1b[31m, next line, \x9b, ñ, שלום, 👩‍👧"
+    assert aisp.prompts.escaped(text) == r"red \x1b[31m, \tnext\nline, \x9b, ñ, שלום, 👩‍👧"
+
+
+def test_limit_and_offset_may_be_numbers_of_numpy():
+    import numpy as np
+
+    assert len(load_prompts(limit=np.int64(2), offset=np.int32(1))) == 2
+    for wrong in (True, np.float32(2), np.bool_(True)):
+        with pytest.raises(ValueError, match=r"limit is .*whole number >= 1"):
+            load_prompts(limit=wrong)
+        with pytest.raises(ValueError, match=r"offset is .*whole number >= 0"):
+            load_prompts(offset=wrong)

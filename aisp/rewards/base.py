@@ -46,8 +46,8 @@ class Reward(ABC):
         """Rewards of N (prompt, response) pairs.
 
         Args:
-            prompts: N prompts as the caller gave them: strings, message lists or `Prompt`s. In a
-                search each is a copy, which may be changed.
+            prompts: N prompts as the caller gave them: strings, message lists or `Prompt`s. From
+                `aisp.rewards.score`, and so in a search, they are copies.
             responses: N texts.
 
         Returns:
@@ -71,7 +71,8 @@ class CallableReward(Reward):
         values = []
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             try:
-                value = self.function(prompt, response)
+                # A copy: what a reward does to its messages stays with it.
+                value = self.function(copy.deepcopy(prompt), response)
             except Exception as error:
                 raise RewardError(
                     f"reward {self.name!r} raised {type(error).__name__}: {escaped(str(error))}, on "
@@ -106,7 +107,7 @@ def score(reward: Reward, prompts: Sequence[Any], texts: Sequence[Sequence[str]]
     n = len(texts[0])
     pairs = [(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
     try:
-        # Copies: a reward that changes its messages must not change the caller's prompt.
+        # Copies, as in `CallableReward`, for rewards of all kinds.
         values = reward.score([copy.deepcopy(p) for p, _ in pairs], [t for _, t in pairs])
     except RewardError as error:
         if error.index is not None:

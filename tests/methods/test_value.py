@@ -258,3 +258,24 @@ def test_correlation_within_prompts_leaves_the_prompts_out():
     assert abs(table["correlation"][0]) < 4 / 2000**0.5  # four standard errors of no correlation
     assert table["correlation"][1] == pytest.approx(1)
     assert table["responses"].tolist() == [2000, 1999]
+
+
+def test_a_file_that_holds_no_value_function(tmp_path, tiny):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "v.safetensors"
+    save_file({"w": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match=r"v\.safetensors' holds no value function: 'layers"):
+        load_value(path, tiny())
+    value = ValueFunction(tiny().d, 4, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        value.layers[0].weight[0, 0] = float("nan")
+    value.save(path)
+    with pytest.raises(ValueError, match=r"1 of 128 numbers in layers\.0\.weight that are NaN"):
+        load_value(path, tiny())
+    path.write_bytes(b"no such format")
+    with pytest.raises(ValueError, match="cannot read the value function at"):
+        load_value(path, tiny())
+    for wrong in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"width is {wrong}; it must be a whole number >= 1"):
+            ValueFunction(4, wrong)
