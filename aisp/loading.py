@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aisp import assets
+from aisp.checks import choice
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def load_pretrained(
     _check_complete(model, info, name, optional)
     if options.get("device_map") is None:
         model = model.to(device)
-    check_finite(model.named_parameters(), repr(str(name)))
+    require_finite(model.named_parameters(), repr(str(name)))
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of no files
         raise ValueError(
             f"{str(name)!r} has a model but no tokenizer: no vocabulary was found. Put the model's "
@@ -94,11 +95,11 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
         raise ValueError(
             f"cannot read the {kind} at {path}: {error}. Fetch the file again, or train another one"
         ) from error
-    check_finite(tensors.items(), f"the {kind} at {path}")
+    require_finite(tensors.items(), f"the {kind} at {path}")
     return tensors, metadata
 
 
-def check_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:
+def require_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:
     """Refuse NaN and infinities: one pass over each tensor, and nothing is allocated.
 
     Args:
@@ -156,10 +157,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
         chosen = torch.bfloat16 if fast else torch.float32
         log.info("dtype %s chosen for %s", chosen, device)
         return chosen
-    known = {"bfloat16", "float16", "float32", "float64"}
-    if dtype not in known:
-        raise ValueError(f"dtype is {dtype!r}; known: {', '.join(sorted(known))}")
-    return getattr(torch, dtype)
+    return getattr(torch, choice("dtype", dtype, ("bfloat16", "float16", "float32", "float64")))
 
 
 def _not_loaded(

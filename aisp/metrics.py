@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from aisp.assets import EMBEDDED
+from aisp.checks import choice
 from aisp.comparison import (
     QUESTION,
     Judge,
@@ -79,14 +80,13 @@ def diversity(
         (N,) in [0, 1]. A text of fewer than 4 words has no 4-grams: NaN, or 0 in "re-control".
     """
     check_texts(responses)
-    if convention not in ADDED:
-        raise ValueError(f"convention is {convention!r}; known: {', '.join(map(repr, ADDED))}")
+    added = ADDED[choice("convention", convention, list(ADDED))]
     values = []
     for text in responses:
         words, value = split(text), 1.0
         for m in (2, 3, 4):
             grams = [tuple(words[i : i + m]) for i in range(len(words) - m + 1)]
-            total = len(grams) + ADDED[convention]
+            total = len(grams) + added
             value *= len(set(grams)) / total if total else math.nan
         values.append(value)
     return torch.tensor(values, dtype=torch.float64)

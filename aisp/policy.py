@@ -64,8 +64,8 @@ class Policy:
                 "is no pre-logit to perturb; use a causal language model"
             )
         self.model.eval().requires_grad_(False)
-        if not self.eos_ids:
-            object.__setattr__(self, "eos_ids", _eos_ids(self.model, self.tokenizer))
+        given = tuple(whole("a token id of eos_ids", i, least=0) for i in self.eos_ids)
+        object.__setattr__(self, "eos_ids", given or _eos_ids(self.model, self.tokenizer))
 
     @property
     def is_embedded(self) -> bool:
@@ -258,7 +258,7 @@ def prelogits_changed(model: PreTrainedModel, change: Callable[[Tensor], Tensor]
         handle.remove()
 
 
-def _eos_ids(model, tokenizer) -> tuple[int, ...]:
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     listed = getattr(model, "generation_config", None) and model.generation_config.eos_token_id
     ids = {listed} if isinstance(listed, int) else set(listed or ())
     if tokenizer.eos_token_id is not None:

@@ -7,7 +7,7 @@ from conftest import ARCHITECTURES, tiny_model
 from safetensors.torch import load_file, save_file
 
 from aisp import assets
-from aisp.loading import check_finite, load_tensors, resolve_device
+from aisp.loading import require_finite, load_tensors, resolve_device
 from aisp.policy import load_policy
 from aisp.rewards import load_encoder, load_reward
 
@@ -73,14 +73,14 @@ def test_rewards_and_encoders_must_be_finite_too(saved, tmp_path):
         load_encoder(saved(encoder), pooling="mean")
 
 
-def test_check_finite_passes_over_what_it_cannot_tell():
+def test_the_check_passes_over_what_it_cannot_tell():
     whole = torch.tensor([1, 2])
     absent = torch.full((2,), float("nan"), device="meta")
-    check_finite([("ids", whole), ("absent", absent), ("none", torch.empty(0))], "model")
+    require_finite([("ids", whole), ("absent", absent), ("none", torch.empty(0))], "model")
     largest = torch.tensor([torch.finfo(torch.bfloat16).max], dtype=torch.bfloat16)
-    check_finite([("largest", largest)], "model")  # a sum would overflow
+    require_finite([("largest", largest)], "model")  # a sum would overflow
     with pytest.raises(ValueError, match="model has 1 of 2 numbers in b that are NaN"):
-        check_finite([("a", largest), ("b", torch.tensor([1.0, float("nan")]))], "model")
+        require_finite([("a", largest), ("b", torch.tensor([1.0, float("nan")]))], "model")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

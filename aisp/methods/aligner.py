@@ -1,7 +1,8 @@
-"""RAM's residual aligner: a policy with the vocabulary of another one, most often that one with LoRA.
+"""RAM's residual aligner: a second policy with the same vocabulary as the first.
 
-`load_aligner` finds it, `with_adapter` reads one from peft's format, and `inject` puts new adapters
-over a policy's own tensors, which `aisp.training.ram` trains.
+Most often it is the policy itself with LoRA adapters. `load_aligner` finds one, `with_adapter` reads
+adapters in peft's format, and `inject` puts new ones over a policy's own tensors, for
+`aisp.training.ram` to train.
 """
 
 import copy

@@ -27,7 +27,7 @@ class ValueFunction(nn.Module):
     scale: Tensor
 
     def __init__(self, d: int, width: int | None = None, generator: torch.Generator | None = None):
-        """Weights are drawn from `generator`, so that no global random state is used.
+        """Draw initial weights from `generator`, so that no global random state is used.
 
         Args:
             d: width of the pre-logit.
@@ -57,9 +57,9 @@ class ValueFunction(nn.Module):
         return self.layers((h.float() - self.mean) / self.scale).squeeze(-1)
 
     def ascend(self, h: Tensor, steps: int, step_size: float) -> Tensor:
-        """h after so many steps h <- h + step_size * grad V(h), (..., d) float32.
+        """Gradient ascent on V: `steps` times h <- h + step_size * grad V(h); (..., d) float32.
 
-        Gradients are taken of h alone, also inside `torch.inference_mode`.
+        The weights get no gradients. Works inside `torch.inference_mode` too.
         """
         with torch.inference_mode(False), torch.enable_grad():
             h = h.detach().float().clone()

@@ -42,7 +42,7 @@ class SentenceEncoder:
         if longer:
             warnings.warn(
                 f"{longer} of {len(texts)} texts are longer than the {self.max_length} tokens that "
-                f"encoder {self.name} reads; the rest of them is not looked at",
+                f"encoder {self.name} reads; the rest of each is left out",
                 stacklevel=3,
             )
             cut = dict(truncation=True, max_length=self.max_length)
