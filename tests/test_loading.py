@@ -3,11 +3,11 @@
 import pytest
 import torch
 import transformers as tf
-from conftest import ARCHITECTURES, tiny_model
 from safetensors.torch import load_file, save_file
+from tiny import ARCHITECTURES, tiny_model
 
 from aisp import assets
-from aisp.loading import require_finite, load_tensors, resolve_device
+from aisp.loading import load_tensors, require_finite, resolve_device
 from aisp.policy import load_policy
 from aisp.rewards import load_encoder, load_reward
 

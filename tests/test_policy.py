@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, tiny_model
+from tiny import ARCHITECTURES, tiny_model
 
 import aisp
 from aisp.loading import resolve_dtype

@@ -423,17 +423,17 @@ def run_sampler(toy: Toy, config: "AISPConfig", replicates: int, seed: int) -> d
         "U" (R, kappa + 1, tau, d), the means, starting from 0; "ess" (R, kappa); "reward_mean" and
         "reward_best" (R, kappa), the latter the best so far.
     """
-    from aisp.sampler import draw, step
+    from aisp.sampler import perturbations, update
 
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(replicates)]
     U = [torch.zeros(replicates, *toy.shape, dtype=torch.float64)]
     ess, mean, best = [], [], []
     for _ in range(config.kappa):
-        V = draw(U[-1], config.n, config.sigma, generators)
+        V = perturbations(U[-1], config.n, config.sigma, generators)
         rewards = toy.reward(V)
-        learned = step(U[-1], V, rewards, config)
-        U.append(torch.stack(learned.states))
-        ess.append(learned.ess)
+        step = update(U[-1], V, rewards, config)
+        U.append(step.U)
+        ess.append(step.ess)
         mean.append(rewards.mean(1))
         best.append(rewards.amax(1))
     return {
