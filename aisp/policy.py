@@ -64,7 +64,7 @@ class Policy:
                 "is no pre-logit to perturb; use a causal language model"
             )
         self.model.eval().requires_grad_(False)
-        given = tuple(whole("a token id of eos_ids", i, least=0) for i in self.eos_ids)
+        given = tuple(whole("a token id of eos_ids", i) for i in self.eos_ids)
         object.__setattr__(self, "eos_ids", given or _eos_ids(self.model, self.tokenizer))
 
     @property

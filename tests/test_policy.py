@@ -139,3 +139,14 @@ def test_numbers_and_flags_of_a_policy_are_checked(tiny):
         tiny().prefix("Hi", max_new_tokens=-1)
     with pytest.raises(ValueError, match="trust_remote_code is 'false'; it must be True or False"):
         load_policy("embedded", device="cpu", trust_remote_code="false")
+
+
+def test_given_end_tokens_become_plain_integers(tiny):
+    import numpy as np
+
+    policy = dataclasses.replace(tiny(), eos_ids=[np.int64(7), torch.tensor(-1)])
+    assert policy.eos_ids == (7, -1) and all(type(i) is int for i in policy.eos_ids)
+    with pytest.raises(
+        ValueError, match=r"a token id of eos_ids is 2\.0; it must be a whole number"
+    ):
+        dataclasses.replace(tiny(), eos_ids=(2.0,))
