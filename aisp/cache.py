@@ -21,8 +21,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from aisp.provenance import file_sha256, replacing
 
 MANIFEST = "manifest.json"
@@ -51,7 +49,7 @@ def prepared(
     """The folder `name` of the cache, whole.
 
     Args:
-        build: fills an empty folder; called if the one in the cache is absent or damaged.
+        build: fills an empty folder, and raises an OSError where it cannot be written; called if the one in the cache is absent or damaged.
         digests: file name -> SHA-256 of what `build` writes, where that is known beforehand; then a
             folder that lost its manifest is checked and kept.
         verify: hash every file, and not only those whose time of modification has changed.
@@ -90,16 +88,14 @@ def prepared(
 
 
 def _fill(new: Path, build: Callable[[Path], None], final: Path) -> None:
-    """Build into `new`; errors of the disk name the file as it would be called in the end."""
+    """Build into `new`; errors of the disk name files as they would be called in the end."""
     try:
         build(new)
         _write_manifest(new)
-    except (OSError, SafetensorError) as error:
-        files = [path for path in new.rglob("*") if path.is_file()]
-        last = max(files, key=lambda path: path.stat().st_mtime_ns, default=new)
+    except OSError as error:
         raise AssetError(
-            f"could not write {final / last.relative_to(new)}: {error}. If the disk is full, free "
-            "1 GB, or set AISP_CACHE to a folder on another disk"
+            f"could not build {final}: {str(error).replace(str(new), str(final))}. If the disk is "
+            "full, free 1 GB, or set AISP_CACHE to a folder on another disk"
         ) from error
 
 

