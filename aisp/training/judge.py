@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from aisp.policy import load_policy
-from aisp.prompts import hh_pairs, load_prompts
+from aisp.preference_data import hh_pairs
+from aisp.prompts import load_prompts
 from aisp.provenance import data_path
 from aisp.rewards.head import Head
 from aisp.rewards.judge import first_layers

@@ -18,7 +18,8 @@ from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 from aisp.intervals import wilson
 from aisp.policy import Policy, load_policy
-from aisp.prompts import Pair, hh_pairs, load_prompts
+from aisp.preference_data import Pair, hh_pairs
+from aisp.prompts import load_prompts
 from aisp.provenance import data_path
 from aisp.rewards.head import POOLINGS, Head, features
 from aisp.state import generator

@@ -31,7 +31,7 @@ from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 from aisp.methods.aligner import PREFIX, inject
 from aisp.policy import END_OF_TURN, Policy, load_policy
-from aisp.prompts import hh_pairs
+from aisp.preference_data import hh_pairs
 from aisp.provenance import data_path, environment, file_sha256, git_state
 from aisp.rewards.base import length_batches
 from aisp.state import generator
