@@ -28,7 +28,7 @@ from torch import Tensor
 from aisp.checks import check_real, check_whole
 from aisp.engine.decoding import nucleus
 from aisp.engine.mixture import lockstep, speculative
-from aisp.policy import Policy
+from aisp.policy import Policy, require_same_vocabulary
 from aisp.rewards.base import Reward
 from aisp.state import Info, SearchConfig, SearchState, check_state, prompt_list, unweighted
 
@@ -205,13 +205,6 @@ def _aligned(policy: Policy, config: KADConfig) -> Policy:
                 "template='continuation'"
             )
         return replace(policy, template="chat")
-    if aligned.tokenizer is not policy.tokenizer:
-        large, small = (x.tokenizer.get_vocab() for x in (policy, aligned))
-        if large != small:
-            shared = len(large.items() & small.items())
-            raise ValueError(
-                f"{policy.name} and {aligned.name} have different vocabularies ({len(large)} and "
-                f"{len(small)} tokens, {shared} the same); a cascade mixes laws over one "
-                "vocabulary: choose models of one family"
-            )
+    why = "a cascade mixes laws over one vocabulary: choose models of one family"
+    require_same_vocabulary(policy, aligned, why)
     return aligned
