@@ -3,9 +3,9 @@
 - `records`: `run`, which writes one record per (method, prompt, seed) and resumes; the profiles;
 - `reuse`: starting a file with what other notebooks computed under the same settings;
 - `tables`: records to means with intervals, differences and printed tables;
-- `main_results`, `ablations`: what notebooks 06 and 07 run and measure;
-- `bench`: how fast the engine is (notebook 08, `make bench`);
-- `gallery`: which figure is made from which records.
+- `measures`: diversity, coherence and more of the responses in records;
+- `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
+- `bench`: how fast the engine is (notebook 08, `make bench`).
 
     python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
 """
