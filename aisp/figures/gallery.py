@@ -97,11 +97,8 @@ def _recipes() -> dict[str, Recipe]:
         curves = partial(_main, figures.main_results)
         recipes[name] = Recipe("06_main_results", files, curves)
         recipes[f"{name}_paired"] = Recipe("06_main_results", files, paired)
-    for name, make in {
-        "runtime": figures.runtime,
-        "runtime_scaling": figures.runtime_scaling,
-    }.items():
-        recipes[name] = Recipe("08_runtime", ("runtime.json",), make)
+    recipes["runtime"] = Recipe("08_runtime", ("runtime.json",), figures.runtime)
+    recipes["runtime_scaling"] = Recipe("08_runtime", ("runtime.json",), figures.runtime_scaling)
     return recipes
 
 

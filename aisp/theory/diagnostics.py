@@ -73,6 +73,7 @@ def collect_prelogits(
             generators=generators,
             keep_prelogits=True,
         )
+        assert out.prelogits is not None  # asked for
         valid = torch.arange(steps, device=out.lengths.device) < out.lengths[..., None]
         parts.append([x.flatten(0, 1).cpu() for x in (out.prelogits.float(), out.tokens, valid)])
     return Prelogits(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -287,7 +287,7 @@ def test_methods_of_another_kind_are_refused(names, message):
 
 
 def test_a_number_that_arrives_as_text_is_named():
-    with pytest.raises(ValueError, match="w is '1'; it must be a finite number.*without quotes"):
+    with pytest.raises(ValueError, match=r"w is '1'; it must be a finite number.*without quotes"):
         main_results.plan("aisp", FakePolicy(), REWARD, BUDGET, w="1")
 
 
