@@ -40,6 +40,7 @@ class Stepper:
         max_new_tokens: int,
         *,
         edit: Callable[[Tensor], Tensor] | None = None,
+        share_prefixes: bool = True,
     ):
         """Prepare; nothing is computed yet.
 
@@ -49,11 +50,13 @@ class Stepper:
             n: responses per prefix.
             max_new_tokens: T; `step` can be called T - 1 times.
             edit: from pre-logits (R, d) to those that are used in their place.
+            share_prefixes: keep each prefix once where the model allows it; False keeps a copy
+                for every response, which is slower.
         """
         self.policy, self.n, self.T, self.edit = policy, n, max_new_tokens, edit
         self.ids, self.mask, self.positions = left_padded(prefixes, policy)
         self.cache = DynamicCache(config=policy.model.config.get_text_config())
-        self.share = _may_share_prefixes(policy.model) and max_new_tokens > 1
+        self.share = share_prefixes and _may_share_prefixes(policy.model) and max_new_tokens > 1
         self.record = self.share and edit is None and _may_record(policy)
         self.recorded = None
 
