@@ -56,14 +56,10 @@ def real(
         ValueError: anything else; True, "1e-3", NaN and infinities among it.
     """
     number = _real(value)
-    low = "" if above is None else f" > {above:g}"
-    if number is None or not math.isfinite(number) or (above is not None and not number > above):
-        number = None
-    if number is None or not _within(number, least, most):
-        raise ValueError(
-            f"{name} is {value!r}; it must be a finite number{low}{_range(least, most)}"
-            f"{note}{_quotes(value)}"
-        )
+    fits = number is not None and math.isfinite(number) and _within(number, least, most)
+    if number is None or not fits or (above is not None and not number > above):
+        allowed = _interval(above, least, most)
+        raise ValueError(f"{name} is {value!r}; it must {allowed}{note}{_quotes(value)}")
     return number
 
 
@@ -87,6 +83,25 @@ def choice(name: str, value: Any, known: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} is {value!r}; known: {', '.join(known)}")
     return value
+
+
+def check_whole(
+    config: Any, *names: str, least: int = 1, most: int | None = None, note: str = ""
+) -> None:
+    """`whole` for fields of a frozen dataclass, which then hold plain ints."""
+    for name in names:
+        object.__setattr__(config, name, whole(name, getattr(config, name), least, most, note))
+
+
+def check_real(config: Any, *names: str, **bounds: Any) -> None:
+    """`real` for fields of a frozen dataclass, which then hold plain floats."""
+    for name in names:
+        object.__setattr__(config, name, real(name, getattr(config, name), **bounds))
+
+
+def check_finite(config: Any, *names: str, zero: bool = False) -> None:
+    """Fields that must be finite and > 0, or >= 0 where zero is allowed."""
+    check_real(config, *names, **({"least": 0} if zero else {"above": 0}))
 
 
 def _real(value: Any) -> float | None:
@@ -114,6 +129,15 @@ def _range(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
         return f" from {least:g} to {most:g}"
     return f" >= {least:g}" if least is not None else f" <= {most:g}" if most is not None else ""
+
+
+def _interval(above: float | None, least: float | None, most: float | None) -> str:
+    low = above if least is None else least
+    if low is None:
+        return "be a finite number" if most is None else f"be <= {most:g} and finite"
+    if most is not None:
+        return f"lie in {'(' if least is None else '['}{low:g}, {most:g}]"
+    return f"be {'>' if least is None else '>='} {low:g} and finite"
 
 
 def _quotes(value: Any) -> str:

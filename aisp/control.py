@@ -44,6 +44,7 @@ def log_weights(
     Raises:
         ValueError: a parameter out of range, shapes that do not fit, a NaN or +inf reward, or a
             row whose rewards are all -inf.
+        FloatingPointError: rewards / lam, or the KL cost, are too large for float64.
     """
     _check_positive(lam=lam, sigma=sigma)
     if not 0 <= alpha <= 1:
@@ -59,7 +60,14 @@ def log_weights(
         steps = zip(V.unbind(-2), U.unbind(-2), strict=True)
         cross = sum((v.double() @ u.double().unsqueeze(-1)).squeeze(-1) for v, u in steps)
         scores = scores - (1 - alpha) / sigma**2 * cross
-    return torch.log_softmax(scores, dim=-1)
+    log_w = torch.log_softmax(scores, dim=-1)
+    if torch.isnan(log_w).any():
+        raise FloatingPointError(
+            f"the log-weights are not finite: rewards / lam (lam = {lam:g}) or the term of the KL "
+            f"cost (sigma = {sigma:g}) overflow float64; raise lam, scale the rewards, or choose a "
+            "moderate sigma"
+        )
+    return log_w
 
 
 def update_mean(log_w: Tensor, V: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ one device or spread over several by `device_map`, is a policy.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aisp.prompts import as_messages
@@ -119,6 +122,26 @@ class Policy:
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """Texts of token sequences, special tokens left out."""
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+@contextmanager
+def prelogits_changed(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a function change what enters the model's own output embeddings, while this is active.
+
+    So biases, logit scaling and soft-capping stay the model's business.
+
+    Args:
+        change: from pre-logits (rows, positions, d) to those that are used in their place.
+    """
+
+    def hook(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def load_policy(

@@ -101,7 +101,7 @@ def environment(device: Any = "cpu") -> dict[str, Any]:
     import torch
 
     device = torch.device(device)
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

@@ -8,22 +8,35 @@
         U   = sum_i w_i V_i
     return the best of all kappa * n responses
 
-The state of one prompt is U, (tau, d). `draw` and `step` are pure: they take tensors and
-generators, and return new values.
+`init` and `step` are this algorithm on a real model, one iteration at a time; `aisp.align` repeats
+`step`. Both are pure: they take tensors and states, and return new ones.
+
+    state = sampler.init(policy, "How do I learn to cook?", config)
+    state, info = sampler.step(state, policy, reward, config)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from aisp import control
-from aisp.alignment import Alignment, Learned, SearchConfig, check_finite, search
+from aisp.checks import check_finite, check_real, check_whole, flag
+from aisp.engine.decoding import GREEDY, Decoding
 from aisp.engine.rollout import rollout
 from aisp.policy import Policy
 from aisp.rewards.base import Reward
+from aisp.state import (
+    Info,
+    SearchConfig,
+    SearchState,
+    check_state,
+    generator,
+    prompt_list,
+    scored,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +66,110 @@ class AISPConfig(SearchConfig):
     alpha: float = 0.99
     adapt: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.tau is None:
             object.__setattr__(self, "tau", self.max_new_tokens)
-        if not isinstance(self.tau, int) or not 1 <= self.tau <= self.max_new_tokens:
-            raise ValueError(
-                f"tau is {self.tau!r}; it must be a whole number from 1 to max_new_tokens = "
-                f"{self.max_new_tokens}"
-            )
+        check_whole(self, "tau", most=self.max_new_tokens, note=" (max_new_tokens)")
         check_finite(self, "sigma", "lam")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha!r}; it must lie in [0, 1]")
+        check_real(self, "alpha", least=0, most=1)
+        flag("adapt", self.adapt)
 
 
-def draw(U: Tensor, n: int, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AISPState(SearchState):
+    """The state of AISP: that of every method, and the mean of the perturbation.
+
+    Attributes:
+        U: (P, tau, d), on the device of the policy's head.
+    """
+
+    per_prompt: ClassVar[tuple[str, ...]] = (*SearchState.per_prompt, "U")
+
+    U: Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AISPInfo(Info):
+    """What one iteration of AISP saw: what every method's does, and the perturbations.
+
+    Attributes:
+        V: (P, n, tau, d), drawn from N(U, sigma^2 I).
+    """
+
+    V: Tensor
+
+
+class Update(NamedTuple):
+    """What the rewards of one iteration do to the mean; P prompts, n samples."""
+
+    U: Tensor  # (P, tau, d), the next mean
+    log_w: Tensor  # (P, n) float64, normalized
+    ess: Tensor  # (P,) float64, effective sample size of the weights
+    kl: Tensor  # (P,) float64, KL(Q_U || P) of the mean that V was drawn around, in nats
+
+
+def init(policy: Policy, prompts: Any, config: AISPConfig, *, seed: int = 0) -> AISPState:
+    """The state before the first iteration: U = 0.
+
+    Args:
+        prompts: one prompt or a list of P prompts, decoded as one batch.
+        seed: of all randomness; together with a prompt's messages and the iteration it decides V.
+
+    Raises:
+        ValueError: a prompt that is malformed or too long.
+    """
+    listed, _ = prompt_list(prompts)
+    tau = config.tau or config.max_new_tokens
+    U = torch.zeros(len(listed), tau, policy.d, device=policy.head_device)
+    return AISPState.start(policy, listed, config, seed, U=U)
+
+
+def step(
+    state: AISPState, policy: Policy, reward: Reward, config: AISPConfig
+) -> tuple[AISPState, AISPInfo]:
+    """One iteration: perturb, decode, score, weigh, and move the mean.
+
+    Args:
+        state: from `init` or the step before.
+
+    Returns:
+        The next state, and everything that this iteration saw. Its `kl` and `log_w` belong to the
+        mean that V was drawn around, state.U.
+
+    Raises:
+        RewardError: the reward failed; its `texts` are the responses.
+        FloatingPointError: logits, weights or the next mean are not finite.
+        ValueError: a state of another method, or of another tau or policy.
+    """
+    _check_fit(state, policy, config)
+    generators = state.generators(policy.head_device)
+    V = perturbations(state.U, config.n, config.sigma, generators)
+    out = rollout(
+        policy,
+        state.prefixes,
+        config.n,
+        config.max_new_tokens,
+        V=V,
+        decoding=config.decoding,
+        generators=generators,
+    )
+    rewards = scored(state, reward, out)
+    U, log_w, ess, kl = update(state.U, V, rewards, config)
+    info = AISPInfo(
+        iteration=state.iteration,
+        rollout=out,
+        rewards=rewards,
+        log_w=log_w,
+        ess=ess,
+        kl=kl,
+        columns={},
+        V=V,
+    )
+    return replace(state.advanced(out, rewards), U=U), info
+
+
+def perturbations(U: Tensor, n: int, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
     """n perturbations per prompt from Q_U = N(U, sigma^2 I).
 
     Args:
@@ -83,8 +185,8 @@ def draw(U: Tensor, n: int, sigma: float, generators: Sequence[torch.Generator])
     return V.mul_(sigma).add_(U.unsqueeze(1))
 
 
-def step(U: Tensor, V: Tensor, rewards: Tensor, config: AISPConfig) -> Learned:
-    """One iteration of the control: from rewards to the next mean.
+def update(U: Tensor, V: Tensor, rewards: Tensor, config: AISPConfig) -> Update:
+    """From the rewards of one iteration to the next mean (arXiv:2510.26219, the update of U).
 
     Args:
         U: (P, tau, d), the mean that V was drawn around.
@@ -92,51 +194,58 @@ def step(U: Tensor, V: Tensor, rewards: Tensor, config: AISPConfig) -> Learned:
         rewards: (P, n) float64.
 
     Returns:
-        The next mean per prompt (U itself where `adapt` is off), the log-weights (P, n), their
-        effective sample size (P,), and the KL of Q_U to the base law (P,), in nats.
+        The next mean (U itself where `adapt` is off), and the weights with their diagnostics.
+
+    Raises:
+        FloatingPointError: weights or mean are not finite, as with a tiny lam or a huge sigma.
     """
     log_w = control.log_weights(
         rewards.to(U.device), U, V, lam=config.lam, sigma=config.sigma, alpha=config.alpha
     )
     mean = control.update_mean(log_w, V) if config.adapt else U
-    ess = control.effective_sample_size(log_w)
-    return Learned(list(mean), log_w, ess, control.gaussian_kl(U, config.sigma))
-
-
-def aisp(
-    prompts: Sequence[Any],
-    policy: Policy,
-    reward: Reward,
-    config: AISPConfig,
-    *,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[Alignment]:
-    """Align a batch of prompts with AISP; `aisp.align` is the front door."""
-
-    def draw_responses(prefixes, states, generators):
-        U = torch.stack(states)
-        V = draw(U, config.n, config.sigma, generators)
-        out = rollout(
-            policy,
-            prefixes,
-            config.n,
-            config.max_new_tokens,
-            V=V,
-            decoding=config.decoding,
-            generators=generators,
+    if not bool(mean.isfinite().all()):
+        raise FloatingPointError(
+            f"the next mean U is not finite (sigma = {config.sigma:g}, lam = {config.lam:g}); "
+            "lower sigma"
         )
-        return out, V
+    ess = control.effective_sample_size(log_w)
+    return Update(mean, log_w, ess, control.gaussian_kl(U, config.sigma))
 
-    return search(
-        prompts,
-        policy,
-        reward,
-        config,
-        method="aisp",
-        seed=seed,
-        draw=draw_responses,
-        learn=lambda states, V, rewards: step(torch.stack(states), V, rewards, config),
-        initial=lambda prompt: torch.zeros(config.tau, policy.d, device=policy.head_device),
-        progress=progress,
-    )
+
+def respond(
+    policy: Policy,
+    prompt: Any,
+    U: Tensor,
+    *,
+    max_new_tokens: int = 48,
+    decoding: Decoding = GREEDY,
+    seed: int = 0,
+) -> str:
+    """The response of the policy whose pre-logits are moved by U, without noise.
+
+    Args:
+        prompt: one prompt.
+        U: (tau, d), such as `Alignment.U`; steps after tau are those of the policy itself. Of more
+            than max_new_tokens rows the first ones are used.
+        decoding: greedy, or how to sample; then `seed` decides what is drawn.
+
+    Raises:
+        ValueError: U of another shape, or a prompt that is malformed or too long.
+    """
+    if U.ndim != 2 or U.shape[1] != policy.d:
+        raise ValueError(f"U has shape {tuple(U.shape)}; expected (tau, d) with d = {policy.d}")
+    prefix = policy.prefix(prompt, max_new_tokens)
+    source = generator(seed, prompt, 0, policy.head_device)
+    V = U[None, None, :max_new_tokens].to(policy.head_device)
+    out = rollout(policy, [prefix], 1, max_new_tokens, V=V, decoding=decoding, generators=[source])
+    return out.texts[0][0]
+
+
+def _check_fit(state: AISPState, policy: Policy, config: AISPConfig) -> None:
+    check_state(state, AISPState)
+    if state.U.shape[1:] != (config.tau, policy.d):
+        raise ValueError(
+            f"the state's U has shape {tuple(state.U.shape[1:])}; the configuration's tau and the "
+            f"policy's d are {(config.tau, policy.d)}: continue with the tau and the policy that it "
+            "began with"
+        )

@@ -1,15 +1,19 @@
 """AISP: the algorithm on real decoding, its determinism, and its configuration."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES
 
 import aisp
-from aisp import control
-from aisp.alignment import generator
+from aisp import control, metrics
 from aisp.engine.rollout import rollout
-from aisp.sampler import AISPConfig, draw, step
+from aisp.rewards import CallableReward
+from aisp.sampler import AISPConfig, init, perturbations, respond, step, update
+from aisp.state import generator
 
 PROMPTS = ["Hi", "How do I learn to cook?", [{"role": "user", "content": "Name a river."}]]
 SMALL = dict(n=6, kappa=3, max_new_tokens=8, sigma=1.0, lam=2.0, progress=False)
@@ -138,25 +142,25 @@ def test_global_random_state_is_neither_read_nor_changed(tiny):
 def test_draws_are_around_the_mean_with_the_stated_spread():
     U = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     sources = [torch.Generator().manual_seed(s) for s in (1, 2)]
-    V = draw(U, 5000, 0.5, sources)
+    V = perturbations(U, 5000, 0.5, sources)
     assert V.shape == (2, 5000, 3, 4)
     error = 0.5 / 5000**0.5
     assert ((V.mean(1) - U).abs() < 4.5 * error).all()  # 24 means
     assert ((V.std(1) - 0.5).abs() < 4.5 * error / 2**0.5).all()
-    alone = draw(U[1:], 5000, 0.5, [torch.Generator().manual_seed(2)])
+    alone = perturbations(U[1:], 5000, 0.5, [torch.Generator().manual_seed(2)])
     torch.testing.assert_close(alone[0], V[1])
 
 
-def test_step_is_pure_and_uses_control():
+def test_the_update_is_pure_and_uses_control():
     g = torch.Generator().manual_seed(0)
     U, config = torch.randn(2, 3, 4, generator=g), AISPConfig(n=5, max_new_tokens=3, lam=0.3)
-    V, r = draw(U, 5, 0.5, [g, g]), torch.randn(2, 5, generator=g, dtype=torch.float64)
+    V, r = perturbations(U, 5, 0.5, [g, g]), torch.randn(2, 5, generator=g, dtype=torch.float64)
     before = [x.clone() for x in (U, V, r)]
-    out = step(U, V, r, config)
+    out = update(U, V, r, config)
     for x, y in zip((U, V, r), before, strict=True):
         assert torch.equal(x, y)
     log_w = control.log_weights(r, U, V, lam=0.3, sigma=0.5, alpha=0.99)
-    torch.testing.assert_close(torch.stack(out.states), control.update_mean(log_w, V))
+    torch.testing.assert_close(out.U, control.update_mean(log_w, V))
     torch.testing.assert_close(out.kl, control.gaussian_kl(U, 0.5))
 
 
@@ -167,7 +171,7 @@ def test_step_is_pure_and_uses_control():
         ({"n": 2.5}, "n is 2.5"),
         ({"kappa": 0}, "kappa is 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"tau": 0}, "tau is 0; it must be a whole number from 1 to max_new_tokens = 48"),
+        ({"tau": 0}, "tau is 0; it must be a whole number from 1 to 48"),
         ({"tau": 49}, "tau is 49"),
         ({"sigma": 0}, "sigma is 0; it must be > 0"),
         ({"sigma": float("nan")}, "sigma is nan"),
@@ -176,7 +180,7 @@ def test_step_is_pure_and_uses_control():
         ({"alpha": -0.1}, r"alpha is -0.1; it must lie in \[0, 1\]"),
         ({"alpha": 1.01}, "alpha is 1.01"),
         ({"temperature": -1}, "temperature is -1"),
-        ({"token_budget": 0}, "token_budget is 0; it must be > 0, or None"),
+        ({"token_budget": 0}, "token_budget is 0; it must be > 0 and finite, or None"),
         ({"second_budget": -2.0}, "second_budget is -2.0"),
         ({"sigmaa": 1}, "aisp has no parameter 'sigmaa'; it takes: .*sigma"),
     ],
@@ -189,3 +193,60 @@ def test_every_parameter_is_checked(tiny, bad, message):
 def test_tau_defaults_to_the_whole_response():
     assert AISPConfig(max_new_tokens=7).tau == 7
     assert AISPConfig(max_new_tokens=7, tau=3).tau == 3
+
+
+def test_one_iteration_in_the_hand(tiny):
+    """What `step` returns is consistent with itself: V, weights, mean, best."""
+    policy, config = tiny(), AISPConfig(n=5, max_new_tokens=6, tau=4, sigma=0.7, lam=0.3)
+    state = init(policy, "Hi", config, seed=2)
+    assert state.U.shape == (1, 4, policy.d) and not state.U.any() and state.iteration == 0
+    assert state.best[0].reward == -float("inf")
+    for k in range(2):
+        following, info = step(state, policy, CallableReward(vowels), config)
+        again, same = step(state, policy, CallableReward(vowels), config)
+        assert torch.equal(same.V, info.V) and torch.equal(again.U, following.U), "not pure"
+        assert info.V.shape == (1, 5, 4, policy.d) and info.iteration == k
+        sources = [generator(2, "Hi", k, policy.head_device)]
+        assert torch.equal(info.V, perturbations(state.U, 5, 0.7, sources))
+        weights = dict(lam=0.3, sigma=0.7, alpha=0.99)
+        log_w = control.log_weights(info.rewards, state.U, info.V, **weights)
+        assert torch.equal(info.log_w, log_w)
+        assert torch.equal(following.U, control.update_mean(log_w, info.V))
+        assert torch.equal(info.kl, control.gaussian_kl(state.U, 0.7))
+        assert following.best[0].reward == max(info.rewards.max().item(), state.best[0].reward)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            following.U = state.U
+        state = following
+
+
+def test_the_final_mean_decodes_and_has_its_kl(tiny):
+    policy = tiny()
+    config = dict(n=8, kappa=3, max_new_tokens=6, tau=4, sigma=1.0, progress=False)
+    out = aisp.align("Hi", policy, vowels, **config)
+    assert out.U.shape == (4, policy.d) and torch.equal(out.U, out.state.U[0])
+    assert aisp.align("Hi", policy, vowels, "best_of_n", n=2, kappa=1, progress=False).U is None
+    steered = respond(policy, "Hi", out.U, max_new_tokens=6)
+    expected = rollout(policy, [policy.prefix("Hi")], 1, 6, V=out.U[None, None]).texts[0][0]
+    plain = rollout(policy, [policy.prefix("Hi")], 1, 6).texts[0][0]
+    assert steered == expected != plain
+    assert respond(policy, "Hi", torch.zeros(9, policy.d), max_new_tokens=6) == plain
+    assert metrics.kl_to_base(policy, ["Hi"], [steered], U=[out.U])[0] > 0
+    with pytest.raises(ValueError, match=r"U has shape \(1, 4, 32\); expected \(tau, d\)"):
+        respond(policy, "Hi", out.U[None])
+
+
+@pytest.mark.parametrize("where", ["all", "one token"])
+@pytest.mark.parametrize(
+    "decoding", [dict(), dict(temperature=1.0), dict(temperature=1.0, top_p=0.9)]
+)
+def test_logits_that_are_not_finite_are_an_error(tiny, where, decoding):
+    """Broken weights, or a perturbation that overflows, must not become text."""
+    base = tiny()
+    model = copy.deepcopy(base.model)
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        head[:] = float("nan") if where == "all" else head
+        head[7] = float("nan")
+    broken = aisp.Policy(model, base.tokenizer, name="broken")
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        aisp.align("Hi", broken, vowels, n=2, kappa=1, progress=False, **decoding)

@@ -17,6 +17,7 @@ heads of width w, longest prefix L, T new tokens at most.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,13 +29,19 @@ NAME = "aisp_shared_prefix"
 _active: ContextVar["PrefixCache"] = ContextVar("aisp_prefix_cache")
 
 
-def why_not(model: PreTrainedModel) -> str | None:
+def sees_everything(model: PreTrainedModel) -> bool:
+    """Whether every layer attends to all tokens before, and not to a sliding window of them."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+
+
+def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
     """Why a model's attention cannot be replaced by this one; None where it can."""
     config = model.config.get_text_config()
     if not model._supports_attention_backend:
         return "its attention does not go through transformers' attention interface"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+    if not sees_everything(model):
         return "some of its layers attend to a sliding window or do not attend"
     if getattr(config, "attn_logit_softcapping", None):
         return "its attention scores are soft-capped"
@@ -45,6 +52,8 @@ def why_not(model: PreTrainedModel) -> str | None:
 
 class PrefixCache(Cache):
     """Keys and values of P prefixes, and of the responses to each."""
+
+    layers: list["_Layer"]  # type: ignore[assignment]  # no layer of another kind is put in
 
     def __init__(
         self, prefill: Cache, mask: Tensor | None, n: int, steps: int, *, static: bool = False
@@ -60,8 +69,9 @@ class PrefixCache(Cache):
                 step can be recorded once and replayed, at the price of attending to the whole
                 buffer with what lies ahead hidden.
         """
-        super().__init__(layers=[_Layer(x.keys, x.values, n, steps) for x in prefill.layers])
-        prompts = len(prefill.layers[0].keys)
+        filled: list[Any] = prefill.layers  # with keys and values, whatever their kind
+        super().__init__(layers=[_Layer(x.keys, x.values, n, steps) for x in filled])
+        prompts = len(filled[0].keys)
         if static:
             for layer in self.layers:
                 device = layer.keys.device
@@ -75,7 +85,8 @@ class PrefixCache(Cache):
         """Between two steps of a static cache: the next token goes one further."""
         for layer in self.layers:
             layer.length += 1
-            layer.step += 1
+            if layer.step is not None:
+                layer.step += 1
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these, given in ascending order."""
@@ -91,30 +102,34 @@ class PrefixCache(Cache):
         """Where each row stands in a (P, m) table, m being the most rows of one prompt."""
         counts = torch.bincount(self.prompt)
         self.shape = (len(counts), int(counts.max()))
-        self.full = bool((counts == counts[0]).all())  # the table has no holes
-        self.slot = self.row = None
-        if not self.full:
+        self.slot: Tensor | None = None  # both None where the table has no holes
+        self.row: Tensor | None = None
+        if not bool((counts == counts[0]).all()):
             within = torch.arange(len(self.prompt)) - (counts.cumsum(0) - counts)[self.prompt]
-            self.slot = self.prompt * self.shape[1] + within  # (R,)
-            self.row = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long)
-            self.row[self.slot] = torch.arange(len(self.prompt))  # holes repeat row 0
+            slot = self.prompt * self.shape[1] + within  # (R,)
+            row = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long)
+            row[slot] = torch.arange(len(self.prompt))  # holes repeat row 0
             device = self.layers[0].keys.device
-            self.slot, self.row = self.slot.to(device), self.row.to(device)
+            self.slot, self.row = slot.to(device), row.to(device)
 
     def gather(self, x: Tensor) -> Tensor:
         """(R, K, G, w) -> (P, K, m * G, w)."""
-        x = x if self.full else x[self.row.to(x.device)]
+        x = x if self.row is None else x[self.row.to(x.device)]
         P, m = self.shape
         return x.unflatten(0, (P, m)).transpose(1, 2).flatten(2, 3)
 
     def scatter(self, x: Tensor, G: int) -> Tensor:
         """(P, K, m * G, w) -> (R, K, G, w)."""
         x = x.unflatten(2, (-1, G)).transpose(1, 2).flatten(0, 1)
-        return x if self.full else x[self.slot.to(x.device)]
+        return x if self.slot is None else x[self.slot.to(x.device)]
 
 
 class _Layer(CacheLayerMixin):
     is_sliding = False
+    keys: Tensor
+    values: Tensor
+    step: Tensor | None  # (1,) of a static cache: where the next token goes
+    ahead: Tensor | None  # (steps,) of a static cache: -inf where nothing was written yet
 
     def __init__(self, prefix_keys: Tensor, prefix_values: Tensor, n: int, steps: int):
         super().__init__()
@@ -124,7 +139,7 @@ class _Layer(CacheLayerMixin):
         self.keys = prefix_keys.new_zeros(P * n, K, steps, width)
         self.values = prefix_values.new_zeros(P * n, K, steps, prefix_values.shape[-1])
         self.length = 0
-        self.step = self.ahead = None  # (1,) and (steps,), of a static cache
+        self.step = self.ahead = None
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -135,7 +150,7 @@ class _Layer(CacheLayerMixin):
 
         A static layer returns the whole buffers, and says in `ahead` what of them to hide.
         """
-        if self.step is not None:
+        if self.step is not None and self.ahead is not None:
             self.keys.index_copy_(2, self.step, key_states)
             self.values.index_copy_(2, self.step, value_states)
             self.ahead.index_fill_(0, self.step, 0.0)
@@ -179,7 +194,7 @@ def shared_prefix(model: PreTrainedModel, cache: PrefixCache) -> Iterator[None]:
 
 
 def attend(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,

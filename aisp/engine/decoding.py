@@ -1,9 +1,15 @@
 """How a token is taken from logits: greedily, or by temperature, top-k and top-p."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from aisp.checks import check_real, check_whole
+
+# Below, float32 logits divided by the temperature overflow.
+LEAST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -21,13 +27,15 @@ class Decoding:
     top_k: int = 0
     top_p: float = 1.0
 
-    def __post_init__(self):
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be >= 0 (0 is greedy)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
-        if self.top_k < 0 or int(self.top_k) != self.top_k:
-            raise ValueError(f"top_k is {self.top_k}; it must be a whole number >= 0 (0 is all)")
+    def __post_init__(self) -> None:
+        check_real(self, "temperature", least=0, note=" (0 is greedy)")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be 0 (greedy) or at least "
+                f"{LEAST_TEMPERATURE:g}"
+            )
+        check_real(self, "top_p", above=0, most=1)
+        check_whole(self, "top_k", least=0, note=" (0 is all)")
 
     @property
     def greedy(self) -> bool:
@@ -50,9 +58,16 @@ def take_token(
 
     Returns:
         (rows,) token ids.
+
+    Raises:
+        FloatingPointError: logits that are not finite, on a CPU.
     """
     if decoding.greedy:
-        return logits.max(-1).indices  # argmax, several times faster in bfloat16 on a CPU
+        highest, token = logits.max(-1)  # argmax, several times faster in bfloat16 on a CPU
+        _require_finite(highest)
+        return token
+    if uniforms is None:
+        raise ValueError("uniforms is None; sampled decoding takes one number in [0, 1) per row")
     if logits.is_cuda:
         return _sampled(logits, decoding, uniforms)
     # A few rows at a time stay in a CPU's cache, where the whole batch in float32 would not.
@@ -95,23 +110,15 @@ def nucleus(probs: Tensor, mass: float) -> Tensor:
     Returns:
         (rows, |V|) bool.
     """
-    size = probs.shape[-1]
-    k = size if probs.is_cuda else min(64, size)  # most are small, and sorting is slow on a CPU
     inside = torch.zeros_like(probs, dtype=torch.bool)
-    left = torch.arange(len(probs), device=probs.device)
-    while True:
-        top, ids = probs[left].topk(k)
-        total = top.cumsum(-1, dtype=torch.float64)
-        inside[left[:, None], ids] = total - top < mass  # what is above a token falls short
-        more = total[:, -1] < mass
-        if k == size or not bool(more.any()):
-            return inside
-        left, k = left[more], min(16 * k, size)
+    for rows, top, ids, total in _most_likely(probs, mass, probs.shape[-1]):
+        inside[rows[:, None], ids] = total - top < mass  # what is above a token falls short
+    return inside
 
 
-def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+def sample(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Tokens by inversion from (rows, |V|) weights, normalized or not, one uniform each."""
-    return _invert(probs.cumsum(-1, dtype=torch.float64), uniforms)
+    return _invert(weights.cumsum(-1, dtype=torch.float64), uniforms)
 
 
 def _sampled(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
@@ -119,32 +126,71 @@ def _sampled(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
         logits = logits.float() / decoding.temperature
     probs = torch.softmax(logits, -1, dtype=torch.float32)
     if decoding.top_k == 0 and decoding.top_p == 1:
-        return _invert(probs.cumsum(-1, dtype=torch.float64), uniforms)
+        return sample(probs, uniforms)
     size = probs.shape[-1]
     limit = min(decoding.top_k or size, size)
-    # Most nuclei are small, and sorting a vocabulary is slow on a CPU: look at the 64 most likely
-    # tokens first, and at more for the rows where they do not hold enough probability.
-    k = limit if decoding.top_k or logits.is_cuda else min(64, limit)
     token = torch.empty(len(probs), dtype=torch.long, device=probs.device)
-    left = torch.arange(len(probs), device=probs.device)
-    while True:
-        top, ids = probs.topk(k)
-        mass = top.cumsum(-1, dtype=torch.float64)
+    for rows, _, ids, mass in _most_likely(
+        probs, decoding.top_p, limit, all_at_once=bool(decoding.top_k)
+    ):
         if decoding.top_k:
             mass = mass / mass[:, -1:]
-        size_of_nucleus = (mass < decoding.top_p).sum(-1, keepdim=True).clamp(max=k - 1)
-        nucleus = mass.minimum(mass.gather(-1, size_of_nucleus))  # flat after the nucleus
-        token[left] = ids.gather(-1, _invert(nucleus, uniforms[left])[:, None]).squeeze(-1)
-        if k == limit:
-            return token
-        more = mass[:, -1] < decoding.top_p
-        if not bool(more.any()):
-            return token
-        left, probs, k = left[more], probs[more], min(16 * k, limit)
+        last = (mass < decoding.top_p).sum(-1, keepdim=True).clamp(max=mass.shape[-1] - 1)
+        flat = mass.minimum(mass.gather(-1, last))  # after the nucleus nothing is added
+        token[rows] = ids.gather(-1, _invert(flat, uniforms[rows])[:, None]).squeeze(-1)
+    return token
+
+
+def _most_likely(
+    probs: Tensor, mass: float, limit: int, *, all_at_once: bool = False
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Rows with their most likely tokens: as many as hold so much probability, `limit` at most.
+
+    Most nuclei are small, and sorting a vocabulary is slow on a CPU. So 64 tokens are looked at
+    first, and more only for the rows in which these do not hold enough.
+
+    Args:
+        probs: (rows, |V|).
+        all_at_once: look at `limit` tokens of every row.
+
+    Yields:
+        Some of the rows (r,), each row once; their k most likely tokens' probabilities and ids
+        (r, k), descending; and the probabilities' cumulative sum (r, k) float64.
+    """
+    k = limit if all_at_once or probs.is_cuda else min(64, limit)
+    rows = torch.arange(len(probs), device=probs.device)
+    while len(rows):
+        top, ids = probs.topk(k)
+        total = top.cumsum(-1, dtype=torch.float64)
+        short = total[:, -1] < mass
+        if k == limit or not bool(short.any()):
+            yield rows, top, ids, total
+            return
+        enough = ~short
+        yield rows[enough], top[enough], ids[enough], total[enough]
+        rows, probs, k = rows[short], probs[short], min(16 * k, limit)
 
 
 def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:
     """First index at which the cumulative mass (rows, k) exceeds uniform * total."""
-    wanted = uniforms.double()[:, None] * mass[:, -1:]
-    index = torch.searchsorted(mass, wanted, right=True).squeeze(-1)
+    total = mass[:, -1:]
+    _require_finite(total)
+    index = torch.searchsorted(mass, uniforms.double()[:, None] * total, right=True).squeeze(-1)
     return index.clamp(max=mass.shape[-1] - 1)
+
+
+def _require_finite(values: Tensor) -> None:
+    """Raise where a law that a token was to be taken from is none, (rows, 1).
+
+    Not on a GPU, which would have to be waited for: `aisp.engine.rollout` asks it later.
+    """
+    if not values.is_cuda and not bool(values.isfinite().all()):
+        raise not_finite()
+
+
+def not_finite() -> FloatingPointError:
+    return FloatingPointError(
+        "a token's logits are not finite (NaN or infinite): the perturbation or edit of the "
+        "pre-logit is too large for the model's dtype, or its weights are broken; lower sigma (or "
+        "step_size), or load the model again"
+    )

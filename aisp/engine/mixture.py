@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from aisp.engine.decoding import Decoding, draw, law
+from aisp.engine.attention import sees_everything
+from aisp.engine.decoding import Decoding, law, sample
 from aisp.engine.rollout import Rollout, Step, decode, uniforms
 from aisp.engine.stepper import Stepper, left_padded
 from aisp.policy import Policy
@@ -71,7 +72,7 @@ def lockstep(
         p, q = (_law(x, decoding) for x in _common(*at.logits))
         pi, mass = mix(p, q)
         total[at.rows] += mass * ~at.done
-        return draw(_peaked(pi, decoding), u[at.rows, at.t])
+        return sample(_peaked(pi, decoding), u[at.rows, at.t])
 
     steppers = [Stepper(m, x, n, max_new_tokens) for m, x in zip(models, prefixes, strict=True)]
     out = decode(steppers, take)
@@ -111,76 +112,107 @@ def speculative(
         ValueError: a model whose layers see a sliding window, see `MaskedCache`.
     """
     large, small = (MaskedCache(m, x, n) for m, x in zip(models, prefixes, strict=True))
-    policy, T = models[0], max_new_tokens
-    device = policy.head_device
+    device, T = models[0].head_device, max_new_tokens
     u = uniforms(generators, n, 3 * T, device).view(-1, T, 3)
-    R = len(u)
-    eos = torch.tensor(policy.eos_ids, dtype=torch.long, device=device)
-    tokens = torch.full((R, T), policy.eos_ids[0] if policy.eos_ids else 0, device=device)
-    lengths, accepted = (torch.zeros(R, dtype=torch.long, device=device) for _ in range(2))
-    passes = torch.zeros(R, dtype=torch.long, device=device)
-    deferred = torch.zeros(R, dtype=torch.float64, device=device)
-
-    rows = torch.arange(R, device=device)
-    drafts = tokens[:, :0]  # the first round verifies nothing, and draws the first token from pi
+    responses = _Responses(models[0], len(u), T)
+    rows = torch.arange(len(u), device=device)
+    drafts = responses.tokens[:, :0]  # the first round verifies nothing, and draws a token from pi
     p, q = _common(large.start()[:, None], small.start()[:, None])
     q = _law(q[:, 0], decoding)[:, None]
     while True:
-        # p and q: (R, w + 1, |V|), laws at the drafted tokens and at the one after them.
-        steps = torch.arange(drafts.shape[1] + 1, device=device)
-        at = lengths[rows, None] + steps  # (R, w + 1) positions in the responses
+        # p and q: (R, w + 1, |V|), logits and law at the drafted tokens and at the one after them.
+        own = u[rows[:, None], responses.positions(rows, q.shape[1])]  # (R, w + 1, 3)
         pi, mass = mix(_law(p.flatten(0, 1), decoding), q.flatten(0, 1))
-        pi, mass = _peaked(pi, decoding).view(q.shape), mass.view(at.shape)
-        block, agreed = verify(
-            pi,
-            _peaked(q.flatten(0, 1), decoding).view(q.shape),
-            drafts,
-            u[rows[:, None], at.clamp(max=T - 1), 1:],
-        )
-
-        ends = (block[..., None] == eos).any(-1)
-        ended_before = ends.cumsum(1) - ends.long() > 0
-        new = (steps <= agreed[:, None]) & (at < T) & ~ended_before  # what enters the responses
-        tokens[rows[:, None].expand_as(at)[new], at[new]] = block[new]
-        lengths[rows] += new.sum(1)
-        deferred[rows] += (mass * new).sum(1)
-        accepted[rows] += (new & (steps < agreed[:, None])).sum(1)
-        passes[rows] += 1
-        alive = torch.nonzero(~(ends & new).any(1) & (lengths[rows] < T)).squeeze(-1)
+        wanted, drafted = (_peaked(x, decoding).view(q.shape) for x in (pi, q.flatten(0, 1)))
+        block, agreed = verify(wanted, drafted, drafts, own[..., 1:])
+        alive = responses.enter(rows, block, agreed, mass.view(block.shape))
         if not len(alive):
-            break
-        rows, token = rows[alive], block[alive, agreed[alive]]
-        large.settle(alive, agreed[alive], len(steps))
-        small.settle(alive, agreed[alive], len(steps))
-
+            return responses.finished(n)
+        rows, agreed, token = rows[alive], agreed[alive], block[alive, agreed[alive]]
+        for cache in (large, small):
+            cache.settle(alive, agreed, block.shape[1])
         # A row has the same window alone as among longer ones: beyond T nothing counts.
-        w = min(window, T - int(lengths[rows].min()))
-        fed, laws = [token], []
-        for i in range(w + 1):
-            logits = small.feed(fed[-1][:, None])[:, 0, : q.shape[-1]]
-            laws.append(_law(logits.to(device), decoding))
-            if i < w:
-                step = (lengths[rows] + i).clamp(max=T - 1)
-                fed.append(draw(_peaked(laws[-1], decoding), u[rows, step, 0]))
-        fed, q = torch.stack(fed, 1), torch.stack(laws, 1)
+        w = min(window, T - int(responses.lengths[rows].min()))
+        drawn = u[rows[:, None], responses.positions(rows, w), 0]
+        fed, q = _drafted(small, token, drawn, q.shape[-1], decoding)
         p, drafts = large.feed(fed)[..., : q.shape[-1]], fed[:, 1:]
 
-    flat, ends = tokens.tolist(), lengths.tolist()
-    texts = policy.decode([row[:end] for row, end in zip(flat, ends, strict=True)])
-    lengths = lengths.view(-1, n)
-    out = Rollout(
-        tokens.view(-1, n, T), lengths, [texts[i : i + n] for i in range(0, len(texts), n)]
-    )
-    passes, accepted = passes.view(-1, n), accepted.view(-1, n)
-    verified = (passes - 1).sum(1).tolist()
-    return out, {
-        "deferred": (deferred.view(-1, n).sum(1) / lengths.sum(1)).tolist(),
-        "large_passes": passes.double().mean(1).tolist(),
-        "acceptance_length": [
-            a / v if v else math.nan
-            for a, v in zip(accepted.sum(1).tolist(), verified, strict=True)
-        ],
-    }
+
+def _drafted(
+    small: "MaskedCache", token: Tensor, uniforms: Tensor, size: int, decoding: Decoding
+) -> tuple[Tensor, Tensor]:
+    """What the small model writes after a token: (R, w + 1) tokens with that one first, and laws.
+
+    Args:
+        uniforms: (R, w), one for each drafted token.
+        size: of the common vocabulary.
+
+    Returns:
+        The tokens, and the small model's laws after each of them, (R, w + 1, size).
+    """
+    fed, laws = [token], []
+    for drawn in (*uniforms.unbind(1), None):
+        logits = small.feed(fed[-1][:, None])[:, 0, :size]
+        laws.append(_law(logits.to(token.device), decoding))
+        if drawn is not None:
+            fed.append(sample(_peaked(laws[-1], decoding), drawn))
+    return torch.stack(fed, 1), torch.stack(laws, 1)
+
+
+class _Responses:
+    """R responses while they are written speculatively, and what is counted on the way."""
+
+    def __init__(self, policy: Policy, R: int, T: int):
+        device = policy.head_device
+        self.policy, self.T = policy, T
+        self.eos = torch.tensor(policy.eos_ids, dtype=torch.long, device=device)
+        self.tokens = torch.full((R, T), policy.eos_ids[0] if policy.eos_ids else 0, device=device)
+        self.lengths, self.accepted, self.passes = torch.zeros(
+            3, R, dtype=torch.long, device=device
+        )
+        self.deferred = torch.zeros(R, dtype=torch.float64, device=device)
+
+    def positions(self, rows: Tensor, width: int) -> Tensor:
+        """(rows, width) positions of the next tokens; T - 1 stands for those beyond."""
+        steps = torch.arange(width, device=rows.device)
+        return (self.lengths[rows, None] + steps).clamp(max=self.T - 1)
+
+    def enter(self, rows: Tensor, block: Tensor, agreed: Tensor, mass: Tensor) -> Tensor:
+        """Append what was verified.
+
+        Args:
+            rows: (k,) which responses these are.
+            block: (k, w + 1) tokens, of which the first `agreed` (k,) drafts and the one after
+                them are meant.
+            mass: (k, w + 1) mass that the law of each token took from p and gave to q.
+
+        Returns:
+            Which of the k responses go on, as indices from 0.
+        """
+        steps = torch.arange(block.shape[1], device=rows.device)
+        at = self.lengths[rows, None] + steps
+        ends = (block[..., None] == self.eos).any(-1)
+        ended_before = ends.cumsum(1) - ends.long() > 0
+        new = (steps <= agreed[:, None]) & (at < self.T) & ~ended_before
+        self.tokens[rows[:, None].expand_as(at)[new], at[new]] = block[new]
+        self.lengths[rows] += new.sum(1)
+        self.deferred[rows] += (mass * new).sum(1)
+        self.accepted[rows] += (new & (steps < agreed[:, None])).sum(1)
+        self.passes[rows] += 1
+        return torch.nonzero(~(ends & new).any(1) & (self.lengths[rows] < self.T)).squeeze(-1)
+
+    def finished(self, n: int) -> tuple[Rollout, Notes]:
+        """The responses, n to a prompt, and the columns that `speculative` promises."""
+        out = Rollout.of_rows(self.policy, self.tokens, self.lengths, n)
+        passes, accepted = self.passes.view(-1, n), self.accepted.view(-1, n).sum(1).tolist()
+        verified = (passes - 1).sum(1).tolist()
+        return out, {
+            "deferred": (self.deferred.view(-1, n).sum(1) / out.lengths.sum(1)).tolist(),
+            "large_passes": passes.double().mean(1).tolist(),
+            "acceptance_length": [
+                a / v if v else math.nan for a, v in zip(accepted, verified, strict=True)
+            ],
+        }
 
 
 def verify(pi: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +240,7 @@ def verify(pi: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> tuple[Ten
     residual = (target - q[row, agreed]).clamp(min=0)
     # Rounding may reject a draft where pi and q agree, and then leave no residual.
     bonus = (agreed == w) | (residual.sum(-1) == 0)
-    final = draw(torch.where(bonus[:, None], target, residual), uniforms[row, agreed, 1])
+    final = sample(torch.where(bonus[:, None], target, residual), uniforms[row, agreed, 1])
     block = torch.cat([drafts, final[:, None]], 1)
     block[row, agreed] = final
     return block, agreed
@@ -222,15 +254,13 @@ class MaskedCache:
     """
 
     def __init__(self, policy: Policy, prefixes: Sequence[Sequence[int]], n: int):
-        config = policy.model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+        if not sees_everything(policy.model):
             raise ValueError(
                 f"{policy.name} has layers that see a sliding window or do not attend, so that "
                 "rejected tokens cannot be hidden from it; decode without speculation: window=0"
             )
         self.policy, self.n = policy, n
-        self.cache = DynamicCache(config=config)
+        self.cache = DynamicCache(config=policy.model.config.get_text_config())
         self.ids, mask, _ = left_padded(prefixes, policy)
         self.mask = torch.ones_like(self.ids) if mask is None else mask  # (R, slots)
 

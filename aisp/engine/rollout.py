@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from aisp.engine.decoding import GREEDY, Decoding, take_token
+from aisp.engine.decoding import GREEDY, Decoding, not_finite, take_token
 from aisp.engine.stepper import Stepper
 from aisp.policy import Policy
 
@@ -42,6 +42,14 @@ class Rollout:
     lengths: Tensor
     texts: list[list[str]]
     prelogits: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, policy: Policy, tokens: Tensor, lengths: Tensor, n: int) -> "Rollout":
+        """From rows (P * n, T) of tokens and (P * n,) lengths, with the policy's texts of them."""
+        rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
+        texts = policy.decode([row[:end] for row, end in rows])
+        groups = [texts[i : i + n] for i in range(0, len(texts), n)]
+        return cls(tokens.view(len(groups), n, -1), lengths.view(-1, n), groups)
 
 
 @dataclass
@@ -77,6 +85,9 @@ def decode(
             response, and how tokens become text.
         take: from a step to its tokens, (R,); what it gives for rows that are done is not used.
         add: from a step to what is added to the first stepper's pre-logits, (R, d).
+
+    Raises:
+        FloatingPointError: logits that are not finite, of a response that has not ended.
     """
     first = steppers[0]
     policy, n, T = first.policy, first.n, first.T
@@ -87,7 +98,8 @@ def decode(
     lengths = torch.full((P * n,), T, device=device)
     none_done = torch.zeros(P * n, dtype=torch.bool, device=device)
     at = Step(0, torch.arange(P * n, device=device), none_done, tokens, [])
-    token = None
+    broken = torch.zeros((), dtype=torch.bool, device=device)
+    token = tokens[:, 0]  # of no step yet
     for t in range(T):
         at.t = t
         added = [None if add is None else add(at), *[None] * (len(steppers) - 1)]
@@ -96,6 +108,9 @@ def decode(
         ]
         rows = at.rows
         token = take(at)
+        if device.type != "cpu":  # on a CPU the token's law was looked at (`aisp.engine.decoding`)
+            highest = at.logits[0].amax(-1)
+            broken = broken | (~highest.isfinite() & ~at.done).any()
         tokens[rows, t] = torch.where(at.done, tokens[rows, t], token)
         ended = (token[:, None] == eos).any(1) & ~at.done
         lengths[rows] = torch.where(ended, t + 1, lengths[rows])
@@ -103,6 +118,8 @@ def decode(
         # Asking a GPU whether any response is done makes it wait: do that every eighth step.
         if device.type == "cpu" or t % 8 == 7:
             finished = int(at.done.sum())
+            if device.type != "cpu" and bool(broken):
+                raise not_finite()
             if finished == len(rows):
                 break
             # Copying the cache costs about one step, recording a step anew several.
@@ -112,13 +129,9 @@ def decode(
                 for stepper in steppers:
                     stepper.keep(kept)
 
-    flat, ends = tokens.tolist(), lengths.tolist()
-    texts = policy.decode([row[:end] for row, end in zip(flat, ends, strict=True)])
-    return Rollout(
-        tokens.view(P, n, T),
-        lengths.view(P, n),
-        [texts[p * n : (p + 1) * n] for p in range(P)],
-    )
+    if bool(broken.any()):
+        raise not_finite()
+    return Rollout.of_rows(policy, tokens, lengths, n)
 
 
 def uniforms(
@@ -170,7 +183,7 @@ def rollout(
     P, T = len(prefixes), max_new_tokens
     _check(policy, prefixes, n, T, V, decoding, generators)
     device = policy.head_device
-    u = None if decoding.greedy else uniforms(generators, n, T, device)
+    u = None if decoding.greedy else uniforms(generators or (), n, T, device)
     add = None
     if V is not None:
         tau, V = V.shape[2], V.flatten(0, 1).to(device)  # (P n, tau, d)

@@ -10,16 +10,18 @@ model or over models that share weights, can therefore take turns.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from aisp.engine.attention import PrefixCache, shared_prefix, why_not
-from aisp.policy import Policy
+from aisp.engine.attention import PrefixCache, obstacle_to_sharing, shared_prefix
+from aisp.policy import Policy, prelogits_changed
+
+Edit = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Stepper:
@@ -30,7 +32,11 @@ class Stepper:
 
     Attributes:
         z: (R, d) unperturbed pre-logits of the last step.
+        edit_notes: (R, k) what `edit` said of its last edits.
     """
+
+    z: Tensor
+    edit_notes: Tensor
 
     def __init__(
         self,
@@ -39,7 +45,7 @@ class Stepper:
         n: int,
         max_new_tokens: int,
         *,
-        edit: Callable[[Tensor], Tensor] | None = None,
+        edit: Edit | None = None,
         share_prefixes: bool = True,
     ):
         """Prepare; nothing is computed yet.
@@ -49,16 +55,19 @@ class Stepper:
             prefixes: P token id sequences, of any lengths.
             n: responses per prefix.
             max_new_tokens: T; `step` can be called T - 1 times.
-            edit: from pre-logits (R, d) to those that are used in their place.
+            edit: from pre-logits (R, d) to those that are used in their place, and what the caller
+                wants to know of the change, (R, k), kept as `edit_notes`.
             share_prefixes: keep each prefix once where the model allows it; False keeps a copy
                 for every response, which is slower.
         """
         self.policy, self.n, self.T, self.edit = policy, n, max_new_tokens, edit
         self.ids, self.mask, self.positions = left_padded(prefixes, policy)
-        self.cache = DynamicCache(config=policy.model.config.get_text_config())
+        self.cache: DynamicCache | PrefixCache = DynamicCache(
+            config=policy.model.config.get_text_config()
+        )
         self.share = share_prefixes and _may_share_prefixes(policy.model) and max_new_tokens > 1
         self.record = self.share and edit is None and _may_record(policy)
-        self.recorded = None
+        self.recorded: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def start(self, add: Tensor | None = None) -> Tensor:
         """Run the prefixes.
@@ -71,7 +80,7 @@ class Stepper:
         """
         logits, self.z = self._forward(self.ids, self.positions, add, repeat=self.n)
         self.positions = self.positions[:, -1:].repeat_interleave(self.n, 0)
-        if self.share:
+        if isinstance(self.cache, DynamicCache) and self.share:
             self.cache = PrefixCache(self.cache, self.mask, self.n, self.T - 1, static=self.record)
             self.mask = None
         else:
@@ -93,27 +102,48 @@ class Stepper:
         self.positions = self.positions + 1
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(ids)], -1)
-        if not self.record:
+        if not (self.record and isinstance(self.cache, PrefixCache)):
             logits, self.z = self._forward(ids, self.positions, add)
             return logits
         inputs = (ids, self.positions) if add is None else (ids, self.positions, add)
-        self.recorded = self.recorded or _recorded(self._forward, inputs)
-        logits, self.z = self.recorded(*inputs)
+        replay = self.recorded or _recorded(self._forward, inputs)
+        self.recorded = replay
+        logits, self.z = replay(*inputs)
         self.cache.advance()
         return logits
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these, given in ascending order."""
         rows = rows.to(self.policy.device)
-        self.cache.keep(rows) if self.share else self.cache.batch_select_indices(rows)
+        if isinstance(self.cache, PrefixCache):
+            self.cache.keep(rows)
+        else:
+            self.cache.batch_select_indices(rows)
         self.recorded = None
         self.positions = self.positions[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 
-    def _forward(self, ids, positions, add=None, repeat=1):
+    def _forward(
+        self, ids: Tensor, positions: Tensor, add: Tensor | None = None, repeat: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """One pass of the model: (R, |V|) logits, and the (R, d) pre-logits before any change."""
+        seen = []
+
+        def change(z: Tensor) -> Tensor:
+            z = z[:, -1]  # only the last position decides the next token
+            z = z.repeat_interleave(repeat, 0) if repeat > 1 else z
+            seen.append(z)
+            if self.edit is not None:
+                z, self.edit_notes = self.edit(z)
+            if add is not None:
+                z = (z.float() + add).to(z.dtype)
+            return z[:, None]
+
         shared = isinstance(self.cache, PrefixCache)
-        attention = shared_prefix(self.policy.model, self.cache) if shared else nullcontext()
-        with at_output_embeddings(self.policy, add, repeat, self.edit) as seen, attention:
+        attention: AbstractContextManager[None] = nullcontext()
+        if isinstance(self.cache, PrefixCache):
+            attention = shared_prefix(self.policy.model, self.cache)
+        with prelogits_changed(self.policy.model, change), attention:
             logits = self.policy.model(
                 input_ids=ids,
                 # Shared prefixes need no mask; without one, some models search the ids for
@@ -125,37 +155,6 @@ class Stepper:
                 logits_to_keep=1,
             ).logits[:, -1]
         return logits, seen[0]
-
-
-@contextmanager
-def at_output_embeddings(
-    policy: Policy,
-    add: Tensor | None = None,
-    repeat: int = 1,
-    edit: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[list[Tensor]]:
-    """Change the last position's pre-logits on their way into the output embeddings.
-
-    Yields:
-        A list that receives the unchanged pre-logits, (rows * repeat, d), when the model runs.
-    """
-    seen = []
-
-    def hook(module, args):
-        z = args[0][:, -1]  # only the last position decides the next token
-        z = z.repeat_interleave(repeat, 0) if repeat > 1 else z
-        seen.append(z)
-        if edit is not None:
-            z = edit(z)
-        if add is not None:
-            z = (z.float() + add).to(z.dtype)
-        return (z[:, None], *args[1:])
-
-    handle = policy.model.get_output_embeddings().register_forward_pre_hook(hook)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 class Recorded:
@@ -195,7 +194,7 @@ def _recorded(function, inputs):
 
 
 def _may_share_prefixes(model) -> bool:
-    reason = why_not(model)
+    reason = obstacle_to_sharing(model)
     if reason is not None:
         warnings.warn(
             f"{type(model).__name__} decodes without shared prefixes, slower but equally right: "

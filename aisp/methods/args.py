@@ -10,18 +10,18 @@ unfinished responses, which few rewards were made for, and it is asked k times p
 is reward calls, not samples, and `history` counts them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from aisp.alignment import Alignment, SearchConfig, check_finite, check_whole, independent
+from aisp.checks import check_finite, check_whole
 from aisp.engine.decoding import Decoding, take_token
 from aisp.engine.rollout import Step, decode, uniforms
 from aisp.engine.stepper import Stepper
 from aisp.policy import Policy
 from aisp.rewards.base import Reward, score
+from aisp.state import Info, SearchConfig, SearchState, unweighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class ARGSConfig(SearchConfig):
     k: int = 10
     w: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self, "k")
         check_finite(self, "w", zero=True)
@@ -55,48 +55,40 @@ class ARGSConfig(SearchConfig):
                 )
 
 
-def args(
-    prompts: Sequence[Any],
-    policy: Policy,
-    reward: Reward,
-    config: ARGSConfig,
-    *,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[Alignment]:
-    """Guide every token by the reward of the response so far.
+def init(policy: Policy, prompts: Any, config: ARGSConfig, *, seed: int = 0) -> SearchState:
+    """The state before the first iteration."""
+    return SearchState.start(policy, prompts, config, seed)
+
+
+def step(
+    state: SearchState, policy: Policy, reward: Reward, config: ARGSConfig
+) -> tuple[SearchState, Info]:
+    """Guide every token of n responses to each prompt by the reward of the response so far.
 
     The history has `reward_calls`: responses scored in the iteration, partial and whole.
     """
-    n, T = config.n, config.max_new_tokens
+    n, T, device = config.n, config.max_new_tokens, policy.head_device
     choice = Decoding(config.temperature)
+    u = None if choice.greedy else uniforms(state.generators(device), n, T, device)
+    calls = [n] * len(state.prompts)  # the whole responses, scored at the end
 
-    def draw(prefixes, prompts, generators):
-        device = policy.head_device
-        u = None if choice.greedy else uniforms(generators, n, T, device)
-        calls = [n] * len(prompts)  # the whole responses, scored at the end
+    def take(at: Step) -> torch.Tensor:
+        logits, ids = at.logits[0].double().topk(min(config.k, at.logits[0].shape[-1]))
+        live = torch.nonzero(~at.done).squeeze(-1)
+        rows = at.rows[live]
+        owners = (rows // n).tolist()
+        texts = _extended(policy, at.tokens[rows, : at.t], ids[live])
+        r = score(reward, [state.prompts[p] for p in owners], texts).to(device)  # (live, k)
+        for p in owners:
+            calls[p] += r.shape[-1]
+        drawn = None if u is None else u[rows, at.t]
+        taken = take_token(logits[live] + config.w * r, choice, drawn)
+        token = ids[:, 0].clone()  # of rows that are done, never used
+        token[live] = ids[live].gather(-1, taken[:, None]).squeeze(-1)
+        return token
 
-        def take(at: Step) -> torch.Tensor:
-            logits, ids = at.logits[0].double().topk(min(config.k, at.logits[0].shape[-1]))
-            live = torch.nonzero(~at.done).squeeze(-1)
-            rows = at.rows[live]
-            owners = (rows // n).tolist()
-            texts = _extended(policy, at.tokens[rows, : at.t], ids[live])
-            r = score(reward, [prompts[p] for p in owners], texts).to(device)  # (live, k)
-            for p in owners:
-                calls[p] += r.shape[-1]
-            drawn = None if u is None else u[rows, at.t]
-            taken = take_token(logits[live] + config.w * r, choice, drawn)
-            token = ids[:, 0].clone()  # of rows that are done, never used
-            token[live] = ids[live].gather(-1, taken[:, None]).squeeze(-1)
-            return token
-
-        out = decode([Stepper(policy, prefixes, n, T)], take)
-        return out, {"reward_calls": calls}
-
-    return independent(
-        prompts, policy, reward, config, method="args", seed=seed, draw=draw, progress=progress
-    )
+    out = decode([Stepper(policy, state.prefixes, n, T)], take)
+    return unweighted(state, reward, out, reward_calls=calls)
 
 
 def _extended(policy: Policy, tokens: torch.Tensor, candidates: torch.Tensor) -> list[list[str]]:

@@ -4,14 +4,13 @@ The baseline that every test-time method has to beat at the same number of sampl
 the same batches as AISP, so that curves of best reward against samples used line up.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aisp.alignment import Alignment, SearchConfig, independent
 from aisp.engine.rollout import rollout
 from aisp.policy import Policy
 from aisp.rewards.base import Reward
+from aisp.state import Info, SearchConfig, SearchState, unweighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,35 +26,21 @@ class BestOfNConfig(SearchConfig):
     top_p: float = 0.9
 
 
-def best_of_n(
-    prompts: Sequence[Any],
-    policy: Policy,
-    reward: Reward,
-    config: BestOfNConfig,
-    *,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[Alignment]:
-    """Sample and keep the best; nothing is learned between iterations."""
+def init(policy: Policy, prompts: Any, config: BestOfNConfig, *, seed: int = 0) -> SearchState:
+    """The state before the first iteration."""
+    return SearchState.start(policy, prompts, config, seed)
 
-    def draw(prefixes, prompts, generators):
-        out = rollout(
-            policy,
-            prefixes,
-            config.n,
-            config.max_new_tokens,
-            decoding=config.decoding,
-            generators=generators,
-        )
-        return out, {}
 
-    return independent(
-        prompts,
+def step(
+    state: SearchState, policy: Policy, reward: Reward, config: BestOfNConfig
+) -> tuple[SearchState, Info]:
+    """Sample n responses to each prompt; nothing is learned from their rewards."""
+    out = rollout(
         policy,
-        reward,
-        config,
-        method="best_of_n",
-        seed=seed,
-        draw=draw,
-        progress=progress,
+        state.prefixes,
+        config.n,
+        config.max_new_tokens,
+        decoding=config.decoding,
+        generators=state.generators(policy.head_device),
     )
+    return unweighted(state, reward, out)

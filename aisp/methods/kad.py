@@ -17,19 +17,20 @@ least likely tokens first until one does not fit is the greedy solution. With c 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from aisp.alignment import Alignment, SearchConfig, check_whole, independent
+from aisp.checks import check_real, check_whole
 from aisp.engine.decoding import nucleus
 from aisp.engine.mixture import lockstep, speculative
 from aisp.policy import Policy
 from aisp.rewards.base import Reward
+from aisp.state import Info, SearchConfig, SearchState, check_state, prompt_list, unweighted
 
 
 def primal(p: Tensor, q: Tensor, budget: float) -> Tensor:
@@ -101,7 +102,7 @@ class KADConfig(SearchConfig):
     window: int = 0
     temperature: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.rule not in RULES:
             raise ValueError(f"rule is {self.rule!r}; known: {', '.join(RULES)}")
@@ -117,10 +118,15 @@ class KADConfig(SearchConfig):
                 f"{unused} is {getattr(self, unused)}, but rule {self.rule!r} has none; give "
                 f"{used} instead, or choose another rule"
             )
-        value = getattr(self, used)
-        if value is None or not 0 <= value <= 1:
-            raise ValueError(f"{used} is {value}; rule {self.rule!r} takes one in [0, 1]")
+        check_real(self, used, least=0, most=1, note=f", for rule {self.rule!r}")
         check_whole(self, "window", least=0, note=" (0 is no speculation)")
+
+    @property
+    def amount(self) -> float:
+        """The budget or the threshold, whichever the rule goes by."""
+        value = self.budget if self.rule == "primal" else self.threshold
+        assert value is not None  # checked when it was made
+        return value
 
     def describe(self) -> dict[str, Any]:
         """As for every method; the aligned policy by its name and template."""
@@ -131,50 +137,62 @@ class KADConfig(SearchConfig):
         return described
 
 
-def kad(
-    prompts: Sequence[Any],
-    policy: Policy,
-    reward: Reward,
-    config: KADConfig,
-    *,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[Alignment]:
-    """Sample from the cascade of a large unaligned and a small aligned policy, and keep the best.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KADState(SearchState):
+    """The state of every method, and the small aligned model.
+
+    Attributes:
+        aligned: its policy, which does not change.
+        aligned_prefixes: P token id sequences of the prompts under its template.
+    """
+
+    per_prompt: ClassVar[tuple[str, ...]] = (*SearchState.per_prompt, "aligned_prefixes")
+
+    aligned: Policy
+    aligned_prefixes: tuple[list[int], ...]
+
+
+def init(policy: Policy, prompts: Any, config: KADConfig, *, seed: int = 0) -> KADState:
+    """The state before the first iteration.
+
+    Raises:
+        ValueError: no aligned policy given and the policy is its own; different vocabularies.
+    """
+    aligned = _aligned(policy, config)
+    listed, _ = prompt_list(prompts)
+    own = tuple(aligned.prefix(prompt, config.max_new_tokens) for prompt in listed)
+    return KADState.start(policy, listed, config, seed, aligned=aligned, aligned_prefixes=own)
+
+
+def step(
+    state: KADState, policy: Policy, reward: Reward, config: KADConfig
+) -> tuple[KADState, Info]:
+    """Sample from the cascade of a large unaligned and a small aligned policy.
 
     The history also has `deferred`, the mean mass deferred per token; `large_passes`, passes of the
     large model per response; `tokens_per_second` of decoding, the same for all prompts of a batch;
     and with `window`, `acceptance_length`, drafted tokens that enter a response per verification.
 
     Raises:
-        ValueError: no aligned policy given and the policy is its own; different vocabularies; a
-            model that cannot be decoded speculatively.
+        ValueError: a model that cannot be decoded speculatively.
     """
-    aligned = _aligned(policy, config)
-    ends = tuple(sorted({*policy.eos_ids, *aligned.eos_ids}))  # either model may end a response
-    models = (replace(policy, eos_ids=ends), aligned)
+    check_state(state, KADState)
+    ends = tuple(sorted({*policy.eos_ids, *state.aligned.eos_ids}))  # either model may end one
     rule = RULES[config.rule]
-    amount = config.budget if config.rule == "primal" else config.threshold
     decode = partial(speculative, window=config.window) if config.window else lockstep
-
-    def draw(prefixes, prompts, generators):
-        began = time.perf_counter()
-        own = [aligned.prefix(prompt, config.max_new_tokens) for prompt in prompts]
-        out, notes = decode(
-            models,
-            (prefixes, own),
-            config.n,
-            config.max_new_tokens,
-            mix=lambda p, q: cascade(p, q, rule(p, q, amount)),
-            decoding=config.decoding,
-            generators=generators,
-        )
-        speed = int(out.lengths.sum()) / (time.perf_counter() - began)
-        return out, {**notes, "tokens_per_second": [speed] * len(prompts)}
-
-    return independent(
-        prompts, policy, reward, config, method="kad", seed=seed, draw=draw, progress=progress
+    began = time.perf_counter()
+    out, notes = decode(
+        (replace(policy, eos_ids=ends), state.aligned),
+        (state.prefixes, state.aligned_prefixes),
+        config.n,
+        config.max_new_tokens,
+        mix=lambda p, q: cascade(p, q, rule(p, q, config.amount)),
+        decoding=config.decoding,
+        generators=state.generators(policy.head_device),
     )
+    speed = int(out.lengths.sum()) / (time.perf_counter() - began)
+    columns = {**notes, "tokens_per_second": [speed] * len(state.prompts)}
+    return unweighted(state, reward, out, **columns)
 
 
 def _aligned(policy: Policy, config: KADConfig) -> Policy:

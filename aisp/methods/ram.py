@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aisp.alignment import Alignment, SearchConfig, check_whole, independent
-from aisp.engine.decoding import draw, law, take_token
+from aisp.checks import check_real, check_whole
+from aisp.engine.decoding import law, sample, take_token
 from aisp.engine.rollout import Rollout, Step, decode, uniforms
 from aisp.engine.stepper import Stepper
 from aisp.methods.aligner import load_aligner
 from aisp.policy import Policy
 from aisp.rewards.base import Reward
+from aisp.state import Info, SearchConfig, SearchState, check_state, unweighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class RAMConfig(SearchConfig):
     temperature: float = 1.0
     top_p: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.aligner, Policy | str | Path):
             raise ValueError(
@@ -68,41 +69,35 @@ class RAMConfig(SearchConfig):
                 "'embedded'"
             )
         check_whole(self, "candidates")
-        if self.kl_limit is not None and not self.kl_limit >= 0:
-            raise ValueError(
-                f"kl_limit is {self.kl_limit!r}; it must be >= 0 nats, or None for no limit"
-            )
+        if self.kl_limit is not None:
+            check_real(self, "kl_limit", least=0, note=" (nats), or None for no limit")
 
 
-def ram(
-    prompts: Sequence[Any],
-    policy: Policy,
-    reward: Reward,
-    config: RAMConfig,
-    *,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[Alignment]:
-    """Sample from the residually aligned policy and keep the best; nothing is learned on the way.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RAMState(SearchState):
+    """The state of every method, and the aligner, which does not change."""
+
+    aligner: Policy
+
+
+def init(policy: Policy, prompts: Any, config: RAMConfig, *, seed: int = 0) -> RAMState:
+    """The state before the first iteration.
 
     Raises:
         ValueError: an aligner that cannot be loaded, or whose vocabulary is not the policy's.
     """
     aligner = load_aligner(config.aligner, policy)
+    return RAMState.start(policy, prompts, config, seed, aligner=aligner)
 
-    def decoded(prefixes, prompts, generators):
-        return propose_align_reduce(policy, aligner, prefixes, config, generators)
 
-    return independent(
-        prompts,
-        policy,
-        reward,
-        config,
-        method="ram",
-        seed=seed,
-        draw=decoded,
-        progress=progress,
-    )
+def step(
+    state: RAMState, policy: Policy, reward: Reward, config: RAMConfig
+) -> tuple[RAMState, Info]:
+    """Sample from the residually aligned policy; nothing is learned on the way."""
+    check_state(state, RAMState)
+    sources = state.generators(policy.head_device)
+    out, columns = propose_align_reduce(policy, state.aligner, state.prefixes, config, sources)
+    return unweighted(state, reward, out, **columns)
 
 
 def propose_align_reduce(
@@ -138,7 +133,7 @@ def propose_align_reduce(
         # A few rows at a time stay in a CPU's cache, where the whole batch would not.
         size = len(p) if p.is_cuda else 16
         parts = (x.split(size) for x in (p, q, noise[at.rows, at.t]))
-        chosen = [choose(*rows, config) for rows in zip(*parts, strict=True)]
+        chosen = [choose(a, b, u, config) for a, b, u in zip(*parts, strict=True)]
         token, kl, guarded = (torch.cat(x) for x in zip(*chosen, strict=True))
         kl_sum[at.rows] += torch.where(at.done, 0, kl)
         guarded_sum[at.rows] += guarded & ~at.done
@@ -182,6 +177,6 @@ def choose(
         others = torch.searchsorted(mass, wanted, right=True)
         candidates = torch.cat([plain[:, None], others], -1)  # (rows, m)
         weights = torch.softmax(log_q.gather(-1, candidates), -1)
-        picked = draw(weights, uniforms[:, -1])
+        picked = sample(weights, uniforms[:, -1])
         aligned = candidates.gather(-1, picked[:, None]).squeeze(-1)
     return torch.where(guarded, plain, aligned), kl, guarded

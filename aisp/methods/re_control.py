@@ -9,20 +9,20 @@ and the token is taken from the edited pre-logit. Nothing is learned at test tim
 out by sampling, RE-Control has to have learned before, from labeled responses.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from aisp.alignment import Alignment, SearchConfig, check_finite, check_whole, independent
+from aisp.checks import check_finite, check_whole
 from aisp.engine.decoding import take_token
 from aisp.engine.rollout import Step, decode, uniforms
 from aisp.engine.stepper import Stepper
 from aisp.methods.value import ValueFunction, load_value
 from aisp.policy import Policy
 from aisp.rewards.base import Reward
+from aisp.state import Info, SearchConfig, SearchState, check_state, unweighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ReControlConfig(SearchConfig):
     temperature: float = 1.0
     top_p: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self, "steps")
         check_finite(self, "step_size", zero=True)
@@ -56,53 +56,49 @@ class ReControlConfig(SearchConfig):
             )
 
 
-def re_control(
-    prompts: Sequence[Any],
-    policy: Policy,
-    reward: Reward,
-    config: ReControlConfig,
-    *,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[Alignment]:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReControlState(SearchState):
+    """The state of every method, and the value function, which does not change."""
+
+    value: ValueFunction
+
+
+def init(policy: Policy, prompts: Any, config: ReControlConfig, *, seed: int = 0) -> ReControlState:
+    """The state before the first iteration.
+
+    Raises:
+        ValueError: a value function that cannot be loaded, or of another width of the pre-logit.
+    """
+    value = load_value(config.value, policy)
+    return ReControlState.start(policy, prompts, config, seed, value=value)
+
+
+def step(
+    state: ReControlState, policy: Policy, reward: Reward, config: ReControlConfig
+) -> tuple[ReControlState, Info]:
     """Edit every pre-logit uphill on the value function, then decode as best-of-n does.
 
     The history has `edit`, the mean length of an edit, |h' - h|, and `value_gain`, the mean of
     V(h') - V(h), over the iteration's tokens.
     """
-    value = load_value(config.value, policy)
-    n, T = config.n, config.max_new_tokens
+    check_state(state, ReControlState)
+    value, n, T, device = state.value, config.n, config.max_new_tokens, policy.head_device
+    sources = state.generators(device)
+    u = None if config.decoding.greedy else uniforms(sources, n, T, device)
+    sums = torch.zeros(len(state.prompts) * n, 2, device=device)  # of length and of gain
 
-    def draw(prefixes, prompts, generators):
-        device = policy.head_device
-        u = None if config.decoding.greedy else uniforms(generators, n, T, device)
-        edits = torch.zeros(len(prompts), n, 2, device=device)  # sums of length and of gain
-        last = {}
+    def edit(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        edited = value.ascend(h, config.steps, config.step_size)
+        gain = value(edited) - value(h)
+        return edited.to(h.dtype), torch.stack([(edited - h).norm(dim=-1), gain], -1)  # (R, 2)
 
-        def edit(h):
-            edited = value.ascend(h, config.steps, config.step_size)
-            gain = value(edited) - value(h)
-            last["edit"] = torch.stack([(edited - h).norm(dim=-1), gain], -1)  # (R, 2)
-            return edited.to(h.dtype)
+    stepper = Stepper(policy, state.prefixes, n, T, edit=edit)
 
-        def take(at: Step) -> torch.Tensor:
-            edits.view(-1, 2)[at.rows] += last["edit"] * ~at.done[:, None]
-            return take_token(
-                at.logits[0], config.decoding, None if u is None else u[at.rows, at.t]
-            )
+    def take(at: Step) -> torch.Tensor:
+        sums[at.rows] += stepper.edit_notes * ~at.done[:, None]
+        return take_token(at.logits[0], config.decoding, None if u is None else u[at.rows, at.t])
 
-        out = decode([Stepper(policy, prefixes, n, T, edit=edit)], take)
-        means = edits.sum(1) / out.lengths.sum(1, keepdim=True)
-        length, gain = means.T.tolist()
-        return out, {"edit": length, "value_gain": gain}
-
-    return independent(
-        prompts,
-        policy,
-        reward,
-        config,
-        method="re_control",
-        seed=seed,
-        draw=draw,
-        progress=progress,
-    )
+    out = decode([stepper], take)
+    means = sums.view(-1, n, 2).sum(1) / out.lengths.sum(1, keepdim=True)
+    length, gain = means.T.tolist()
+    return unweighted(state, reward, out, edit=length, value_gain=gain)

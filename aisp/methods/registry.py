@@ -1,30 +1,30 @@
-"""The methods, one file each, behind one call.
+"""Which methods there are, and the front door to all of them, `align`.
 
-To add one: write `run(prompts, policy, reward, config, *, seed, progress) -> list[Alignment]` and
-its configuration, a frozen dataclass derived from `SearchConfig`, and name both in `METHODS`.
+To add one: write its configuration, a frozen dataclass derived from `SearchConfig`, and its `init`
+and `step` (see `aisp.state`), and name the three in `METHODS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
-from aisp.alignment import Alignment, SearchConfig, make_config, prompt_list
-from aisp.methods.args import ARGSConfig, args
-from aisp.methods.best_of_n import BestOfNConfig, best_of_n
-from aisp.methods.kad import KADConfig, kad
-from aisp.methods.ram import RAMConfig, ram
-from aisp.methods.re_control import ReControlConfig, re_control
+from aisp import sampler
+from aisp.alignment import search
+from aisp.checks import whole
+from aisp.methods import args, best_of_n, kad, ram, re_control
 from aisp.policy import Policy
+from aisp.prompts import as_messages
 from aisp.rewards.base import Reward
 from aisp.rewards.load import load_reward
-from aisp.sampler import AISPConfig, aisp
+from aisp.state import Method, SearchConfig, SearchState, prompt_list
 
-METHODS: dict[str, tuple[Callable[..., list[Alignment]], type[SearchConfig]]] = {
-    "aisp": (aisp, AISPConfig),
-    "args": (args, ARGSConfig),
-    "best_of_n": (best_of_n, BestOfNConfig),
-    "kad": (kad, KADConfig),
-    "ram": (ram, RAMConfig),
-    "re_control": (re_control, ReControlConfig),
+METHODS: dict[str, Method] = {
+    "aisp": Method(sampler.AISPConfig, sampler.init, sampler.step),
+    "args": Method(args.ARGSConfig, args.init, args.step),
+    "best_of_n": Method(best_of_n.BestOfNConfig, best_of_n.init, best_of_n.step),
+    "kad": Method(kad.KADConfig, kad.init, kad.step),
+    "ram": Method(ram.RAMConfig, ram.init, ram.step),
+    "re_control": Method(re_control.ReControlConfig, re_control.init, re_control.step),
 }
 
 
@@ -34,10 +34,23 @@ def available() -> list[str]:
 
 
 def configure(method: str, **parameters: Any) -> SearchConfig:
-    """The configuration of a method, checked; raises ValueError on what the method cannot take."""
+    """The configuration of a method, checked.
+
+    Raises:
+        ValueError: an unknown method, a parameter that it does not have, or a value that it cannot
+            take.
+    """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(available())}")
-    return make_config(METHODS[method][1], method, parameters)
+    config = METHODS[method].config
+    known = [f.name for f in fields(config)]
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{method} has no parameter {', '.join(map(repr, unknown))}; it takes: "
+            f"{', '.join(known)}"
+        )
+    return config(**parameters)
 
 
 def align(
@@ -46,10 +59,11 @@ def align(
     reward: Reward | Callable[[Any, str], float] | str,
     method: str = "aisp",
     *,
-    seed: int = 0,
+    seed: int | None = None,
+    state: SearchState | Sequence[SearchState] | None = None,
     progress: bool = True,
     **parameters: Any,
-) -> Alignment | list[Alignment]:
+) -> Any:
     """Find a response of high reward without touching a weight of the policy.
 
     Args:
@@ -59,22 +73,51 @@ def align(
         reward: from `load_reward`, or any callable (prompt, response) -> float.
         method: one of `available()`.
         seed: the same seed gives the same result on the same device, dtype and versions; no global
-            random state is read or changed.
+            random state is read or changed. None is 0, or with `state` that of the state.
+        state: go on from where an earlier call ended, `Alignment.state`, for kappa more iterations;
+            for a list of prompts, a list of states. In float32 the two calls find what one longer
+            one would have found.
         progress: show a progress bar.
         **parameters: of the method's configuration, for "aisp" those of `AISPConfig`.
 
     Returns:
-        One Alignment, or a list of them for a list of prompts. After a KeyboardInterrupt, what was
-        found so far, marked `interrupted`.
+        One `Alignment`, or a list of them for a list of prompts. After a KeyboardInterrupt, what
+        was found so far, marked `interrupted`.
 
     Raises:
-        ValueError: a prompt, method or parameter that cannot be used.
-        RewardError: the reward failed; the error's `candidates` holds everything decoded so far.
+        ValueError: a prompt, method, state or parameter that cannot be used.
+        RewardError: the reward failed.
+        FloatingPointError: logits, weights or U are not finite.
+            These two have everything decoded so far in their attribute `candidates`.
     """
     config = configure(method, **parameters)
-    prompts, single = prompt_list(prompts)
-    run, _ = METHODS[method]
-    out = run(
-        prompts, policy, load_reward(reward, policy=policy), config, seed=seed, progress=progress
-    )
-    return out[0] if single else out
+    listed, single = prompt_list(prompts)
+    scorer = load_reward(reward, policy=policy)
+    if seed is not None:
+        seed = whole("seed", seed)
+    if state is None:
+        begun = METHODS[method].init(policy, listed, config, seed=seed or 0)
+    else:
+        begun = _continued(state, listed, seed)
+    step = METHODS[method].step
+    outs = search(begun, policy, scorer, config, step, method=method, progress=progress)
+    return outs[0] if single else outs
+
+
+def _continued(given: Any, prompts: list[Any], seed: int | None) -> SearchState:
+    """The states of earlier runs as one, checked against what is asked for now."""
+    states = list(given) if isinstance(given, list | tuple) else [given]
+    if not states or not all(isinstance(s, SearchState) for s in states):
+        raise ValueError("state must be the `state` of an Alignment, or a list of them")
+    state = states[0].joined(states[1:])
+    if seed is not None and seed != state.seed:
+        raise ValueError(
+            f"seed is {seed}, and the state was begun with {state.seed}; leave out seed to go on"
+        )
+    begun = [as_messages(p) for p in state.prompts]
+    if begun != [as_messages(p) for p in prompts]:
+        raise ValueError(
+            f"the state is of {len(begun)} prompts that differ from the {len(prompts)} given; pass "
+            "the prompts that it was begun with, in their order"
+        )
+    return state

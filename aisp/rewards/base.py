@@ -24,9 +24,11 @@ class RewardError(ValueError):
     Attributes:
         candidates: DataFrame of everything decoded before and at the failure (prompt, iteration,
             sample, response, reward, log_weight; NaN where not scored), when raised by a method.
+        texts: the P lists of n responses that were to be scored, when raised by a method's step.
     """
 
     candidates: "pd.DataFrame | None" = None
+    texts: Sequence[Sequence[str]] | None = None
 
     def __init__(self, message: str, index: int | None = None):
         super().__init__(message)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp.alignment import generator
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 from aisp.intervals import wilson
@@ -22,6 +21,7 @@ from aisp.policy import Policy, load_policy
 from aisp.prompts import Pair, hh_pairs, load_prompts
 from aisp.provenance import data_path
 from aisp.rewards.head import POOLINGS, Head, features
+from aisp.state import generator
 
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3)  # inverse regularization, to choose among
 

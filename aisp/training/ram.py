@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from aisp.alignment import check_finite, check_whole, generator
+from aisp.checks import check_finite, check_whole
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 from aisp.methods.aligner import PREFIX, inject
@@ -34,6 +34,7 @@ from aisp.policy import END_OF_TURN, Policy, load_policy
 from aisp.prompts import hh_pairs
 from aisp.provenance import data_path, environment, file_sha256, git_state
 from aisp.rewards.base import length_batches
+from aisp.state import generator
 
 
 @dataclass(frozen=True, kw_only=True)

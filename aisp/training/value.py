@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from aisp.alignment import generator
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 from aisp.methods.value import ValueFunction
@@ -26,6 +25,7 @@ from aisp.prompts import Prompt, load_prompts
 from aisp.provenance import data_path, environment, file_sha256, git_state
 from aisp.rewards.base import Reward, score
 from aisp.rewards.load import load_reward
+from aisp.state import generator
 
 if TYPE_CHECKING:
     import pandas as pd

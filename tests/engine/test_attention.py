@@ -5,7 +5,7 @@ import torch
 
 import aisp.engine.stepper as engine
 from aisp import Policy
-from aisp.engine.attention import NAME, PrefixCache, why_not
+from aisp.engine.attention import NAME, PrefixCache, obstacle_to_sharing
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 
@@ -13,7 +13,7 @@ PROMPTS = ["Hi", "How do I learn to cook?", "Name three rivers in a short and si
 
 
 def plain(monkeypatch):
-    monkeypatch.setattr(engine, "why_not", lambda model: "asked to")
+    monkeypatch.setattr(engine, "obstacle_to_sharing", lambda model: "asked to")
     return pytest.warns(UserWarning, match="without shared prefixes.*asked to")
 
 
@@ -38,7 +38,7 @@ def both(monkeypatch, policy, prompts, n, T, **options):
 @pytest.mark.parametrize("decoding", [Decoding(), Decoding(1.0, 0, 0.9)], ids=["greedy", "top-p"])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["ragged", "one"])
 def test_the_same_tokens_and_prelogits(tiny, monkeypatch, name, decoding, prompts):
-    assert why_not(tiny(name).model) is None
+    assert obstacle_to_sharing(tiny(name).model) is None
     shared, copied = both(monkeypatch, tiny(name), prompts, 6, 20, decoding=decoding)
     assert torch.equal(shared.tokens, copied.tokens)
     torch.testing.assert_close(shared.prelogits, copied.prelogits, atol=1e-4, rtol=1e-4)
@@ -53,7 +53,7 @@ def test_the_same_tokens_while_responses_and_whole_prompts_leave(tiny, monkeypat
 
     def spied(self, rows):
         keep(self, rows)
-        shapes.append((self.shape, self.full))
+        shapes.append((self.shape, self.row is None))
 
     monkeypatch.setattr(PrefixCache, "keep", spied)
     shared, copied = both(monkeypatch, eager, PROMPTS, 12, 24, decoding=Decoding(1.0))
@@ -108,12 +108,12 @@ def test_the_attention_of_the_model_is_put_back(tiny):
 
 
 def test_models_that_cannot_share_are_told_apart(tiny, monkeypatch):
-    assert "sliding window" in why_not(tiny("gemma3").model)
+    assert "sliding window" in obstacle_to_sharing(tiny("gemma3").model)
     llama = tiny("llama").model
     monkeypatch.setattr(llama.config, "attn_logit_softcapping", 50.0, raising=False)
-    assert "soft-capped" in why_not(llama)
+    assert "soft-capped" in obstacle_to_sharing(llama)
     monkeypatch.setattr(type(llama), "_supports_attention_backend", False)
-    assert "attention interface" in why_not(llama)
+    assert "attention interface" in obstacle_to_sharing(llama)
     with pytest.warns(UserWarning, match="Gemma3ForCausalLM decodes without shared prefixes"):
         rollout(tiny("gemma3"), [tiny("gemma3").prefix("Hi")], 2, 3)
 

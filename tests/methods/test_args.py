@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import aisp
-from aisp.alignment import generator
 from aisp.methods import configure
+from aisp.state import generator
 
 SIZE = dict(max_new_tokens=5, progress=False)
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 import aisp
 from aisp import figures
-from aisp.engine.decoding import Decoding, draw, law, nucleus, take_token
+from aisp.engine.decoding import Decoding, law, nucleus, sample, take_token
 from aisp.engine.mixture import MaskedCache, lockstep, speculative, verify
 from aisp.engine.rollout import rollout
 from aisp.methods import configure
@@ -160,7 +160,7 @@ def test_a_nucleus_is_the_shortest_head_that_holds_the_mass():
 
 def test_drawing_by_inversion_never_takes_an_impossible_token():
     weights = torch.tensor([[0.0, 2.0, 0.0, 6.0, 0.0]]).expand(5, -1)
-    assert draw(weights, torch.tensor([0.0, 0.2499, 0.25, 0.5, 1 - 2**-24])).tolist() == [
+    assert sample(weights, torch.tensor([0.0, 0.2499, 0.25, 0.5, 1 - 2**-24])).tolist() == [
         1, 1, 3, 3, 3,
     ]  # fmt: skip
 
@@ -313,7 +313,7 @@ def test_verification_gives_pi():
     R = 20_000
     u = torch.rand(R, 3, 3, generator=torch.Generator().manual_seed(9))
     pi, q = laws(3, 6, 10), laws(3, 6, 11)
-    drafts = torch.stack([draw(q[i].expand(R, -1), u[:, i, 0]) for i in range(2)], 1)
+    drafts = torch.stack([sample(q[i].expand(R, -1), u[:, i, 0]) for i in range(2)], 1)
     shape = (R, 3, 6)
     block, agreed = verify(pi.expand(shape), q.expand(shape), drafts, u[..., 1:])
     assert {int(a) for a in agreed.unique()} == {0, 1, 2}
@@ -487,10 +487,10 @@ def test_history_says_what_was_deferred_and_how_fast(tiny):
     ("parameters", "message"),
     [
         (dict(rule="greedy"), "rule is 'greedy'; known: primal, dual"),
-        (dict(budget=1.5), "budget is 1.5; rule 'primal' takes one in \\[0, 1\\]"),
+        (dict(budget=1.5), "budget is 1.5; it must lie in \\[0, 1\\], for rule 'primal'"),
         (dict(budget=float("nan")), "budget is nan"),
         (dict(threshold=0.1), "threshold is 0.1, but rule 'primal' has none; give budget"),
-        (dict(rule="dual"), "threshold is None; rule 'dual' takes one in"),
+        (dict(rule="dual"), "threshold is None; it must lie in .*, for rule 'dual'"),
         (dict(rule="nudging", threshold=-0.1), "threshold is -0.1"),
         (dict(rule="dual", threshold=0.1, budget=0.5), "budget is 0.5, but rule 'dual' has none"),
         (dict(window=-1), "window is -1; it must be a whole number >= 0"),

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ import torch
 import aisp
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
-from aisp.methods import METHODS, available
+from aisp.methods import METHODS, available, configure
 from aisp.methods.value import ValueFunction
-from aisp.rewards import RewardError, score
+from aisp.rewards import CallableReward, RewardError, score
 
 PROMPTS = ["Hi", "How do I learn to cook?"]
 SMALL = dict(n=4, kappa=3, max_new_tokens=6, progress=False)
@@ -68,15 +69,9 @@ def test_the_known_methods_are_listed():
 
 @each_method
 def test_the_signature_is_one_and_the_same(method):
-    run, config = METHODS[method]
-    assert list(inspect.signature(run).parameters) == [
-        "prompts",
-        "policy",
-        "reward",
-        "config",
-        "seed",
-        "progress",
-    ]
+    config, init, step = METHODS[method]
+    assert list(inspect.signature(init).parameters) == ["policy", "prompts", "config", "seed"]
+    assert list(inspect.signature(step).parameters) == ["state", "policy", "reward", "config"]
     for name in inspect.signature(config).parameters:  # the one place where they are documented
         assert any(re.search(rf"\b{name}\b", c.__doc__ or "") for c in config.__mro__), name
 
@@ -88,7 +83,7 @@ def test_result_type_and_accounting(call, method):
     assert method not in ("aisp", "best_of_n") or list(out.history) == HISTORY
     assert len(out.candidates) == 12 and len(out.history) == 3
     assert out.method == method and out.seed == 5 and not out.interrupted
-    assert isinstance(out.config, METHODS[method][1])
+    assert isinstance(out.config, METHODS[method].config)
     described = out.config.describe()
     assert json.loads(json.dumps(described)) == described and described["n"] == 4
     best = out.candidates.loc[out.candidates["reward"].idxmax()]
@@ -166,7 +161,7 @@ def test_an_interrupt_returns_what_there_is(call, monkeypatch, method):
             raise KeyboardInterrupt
         return score(*args)
 
-    monkeypatch.setattr("aisp.alignment.score", impatient)
+    monkeypatch.setattr("aisp.state.score", impatient)
     out = call(method)
     assert out.interrupted and len(out.history) == 2 and len(out.candidates) == 8
     assert out.reward == out.candidates["reward"].max()
@@ -186,6 +181,143 @@ def test_a_failing_reward_keeps_what_was_decoded(call, method):
     assert caught.value.candidates is not None
 
 
+@each_method
+def test_align_is_a_fold_over_init_and_step(call, tiny, method):
+    """The loop written out by hand gives every candidate of `align`, weights and rewards included."""
+    outs = call(method, PROMPTS, seed=3)
+    needs = NEEDS.get(method, lambda tiny: {})(tiny)
+    config, init, step = METHODS[method]
+    config = config(**{k: v for k, v in {**SMALL, **needs}.items() if k != "progress"})
+    state = init(tiny(), PROMPTS, config, seed=3)
+    for k in range(config.kappa):
+        before = state
+        state, info = step(state, tiny(), CallableReward(reward), config)
+        assert before.iteration == k == info.iteration and before is not state
+        for row, out in enumerate(outs):
+            seen = out.candidates[out.candidates["iteration"] == k]
+            assert seen["response"].tolist() == info.rollout.texts[row]
+            assert seen["reward"].tolist() == info.rewards[row].tolist()
+            np.testing.assert_array_equal(seen["log_weight"], info.log_w[row])
+            np.testing.assert_array_equal(out.history["ess"][k], info.ess[row])
+            assert out.history["reward_best"][k] == state.best[row].reward
+    for row, out in enumerate(outs):
+        assert (out.response, out.reward) == state.best[row]
+        assert out.state.best == (state.best[row],) and out.state.iteration == config.kappa
+
+
+@each_method
+def test_going_on_from_a_state_equals_one_longer_run(call, method):
+    whole = call(method, PROMPTS, seed=4, kappa=5)
+    first = call(method, PROMPTS, seed=4, kappa=2)
+    rest = call(method, PROMPTS, kappa=3, state=[out.state for out in first])
+    for long, one, two in zip(whole, first, rest, strict=True):
+        rows = [*one.candidates.to_dict("records"), *two.candidates.to_dict("records")]
+        np.testing.assert_equal(rows, long.candidates.to_dict("records"))
+        timeless = [n for n in long.history if "second" not in n]
+        parts = [
+            *one.history[timeless].to_dict("records"),
+            *two.history[timeless].to_dict("records"),
+        ]
+        np.testing.assert_equal(parts, long.history[timeless].to_dict("records"))
+        assert (two.response, two.reward, two.seed) == (long.response, long.reward, 4)
+    alone = call(method, PROMPTS[0], kappa=3, state=first[0].state)
+    assert alone.candidates["response"].tolist() == rest[0].candidates["response"].tolist()
+
+
+def test_states_that_do_not_fit_are_refused(call, tiny):
+    out, other = call("aisp", "Hi", seed=1), call("best_of_n", "Hi", seed=1)
+    with pytest.raises(ValueError, match="seed is 2, and the state was begun with 1"):
+        call("aisp", "Hi", seed=2, state=out.state)
+    with pytest.raises(ValueError, match="differ from the 1 given"):
+        call("aisp", "Ho", state=out.state)
+    with pytest.raises(ValueError, match=r"is a SearchState, of another method; .*AISPState"):
+        call("aisp", "Hi", state=other.state)
+    with pytest.raises(ValueError, match=r"U has shape \(6, 32\).*\(4, 32\)"):
+        call("aisp", "Hi", state=out.state, tau=4)
+    with pytest.raises(ValueError, match="must be the `state` of an Alignment"):
+        call("aisp", "Hi", state=out)
+    later = call("aisp", "Ho", seed=1, state=call("aisp", "Ho", seed=1).state).state
+    with pytest.raises(ValueError, match="states differ: 3 and 6"):
+        call("aisp", ["Hi", "Ho"], state=[out.state, later])
+
+
+@each_method
+@pytest.mark.parametrize("seed", [True, 1.5, "0", float("nan")])
+def test_seeds_are_whole_numbers(call, method, seed):
+    with pytest.raises(ValueError, match=r"seed is .* it must be a whole number"):
+        call(method, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (np.float32(0.5), 0.5),
+        (torch.tensor(0.5), 0.5),
+        (Fraction(1, 2), 0.5),
+        (np.float64(0.5), 0.5),
+        (1, 1.0),
+    ],
+    ids=["float32", "tensor", "Fraction", "float64", "int"],
+)
+def test_numbers_of_other_libraries_become_plain_ones(given, plain):
+    config = configure("aisp", sigma=given, lam=given, n=np.int64(3), kappa=torch.tensor(2))
+    described = config.describe()
+    assert [described[k] for k in ("sigma", "lam", "n", "kappa")] == [plain, plain, 3, 2]
+    assert [type(described[k]) for k in ("sigma", "lam", "n", "kappa")] == [float, float, int, int]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dict(n=True), "n is True; it must be a whole number"),
+        (dict(n=3.0), "n is 3.0; it must be a whole number"),
+        (dict(adapt="false"), "adapt is 'false'; it must be True or False"),
+        (dict(adapt=float("nan")), "adapt is nan"),
+        (dict(adapt=0), "adapt is 0; it must be True or False"),
+        (dict(lam="1e-3"), "lam is '1e-3'; .*write the number without quotes: 0.001"),
+        (dict(sigma=[0.5]), r"sigma is \[0.5\]; it must be > 0 and finite"),
+        (dict(sigma=1j), "sigma is 1j"),
+        (dict(alpha=torch.ones(2)), "alpha is tensor"),
+        (dict(temperature=1e-40), "temperature is 1e-40; it must be 0 .greedy. or at least 1e-06"),
+    ],
+)
+def test_what_is_no_number_is_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        configure("aisp", **bad)
+
+
+@pytest.mark.parametrize(
+    "dials",
+    [dict(lam=1e-308), dict(sigma=1e38), dict(sigma=3e38, adapt=False)],
+    ids=["tiny lam", "huge sigma", "huge sigma, no adaptation"],
+)
+def test_extreme_dials_are_an_error_that_keeps_what_was_decoded(call, dials):
+    with pytest.raises((FloatingPointError, ValueError), match=r"not finite|overflow") as caught:
+        call("aisp", reward=lambda prompt, response: 1e6 * len(set(response)), **dials)
+    assert caught.value.candidates is not None
+
+
+def test_an_extreme_step_of_re_control_is_an_error(call):
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        call("re_control", step_size=1e100)
+
+
+@each_method
+def test_an_error_after_the_first_iteration_keeps_its_candidates(call, method):
+    drawn = []
+
+    def fails_later(prompt, response):
+        drawn.append(response)
+        if len(drawn) > 4 + 4 * 6 * 5 * (method == "args") + 2:
+            raise OSError("no connection")
+        return float(len(response))
+
+    with pytest.raises(RewardError, match="no connection") as caught:
+        call(method, reward=fails_later, kappa=20)
+    found = caught.value.candidates
+    assert (found["iteration"] == 0).sum() == 4 and found["reward"].notna().sum() >= 4
+
+
 @pytest.mark.gpu
 @each_method
 def test_every_method_runs_on_cuda(call, tiny, method):
@@ -193,7 +325,7 @@ def test_every_method_runs_on_cuda(call, tiny, method):
     policy = aisp.Policy(copy.deepcopy(base.model).cuda(), base.tokenizer, name="cuda")
     needs = {}
     for name in ("aligned", "aligner"):
-        if name in METHODS[method][1].__dataclass_fields__:
+        if name in METHODS[method].config.__dataclass_fields__:
             other = tiny("gpt2")
             needs[name] = aisp.Policy(copy.deepcopy(other.model).cuda(), other.tokenizer)
     out = call(method, PROMPTS, policy=policy, **needs)
@@ -233,7 +365,7 @@ def test_other_bad_calls_are_refused(tiny):
 
 def test_best_of_n_samples_the_policy(tiny):
     """Its candidates are the engine's samples at the stated decoding, nothing else."""
-    from aisp.alignment import generator
+    from aisp.state import generator
 
     out = aisp.align("Hi", tiny(), reward, method="best_of_n", seed=2, **SMALL)
     policy = tiny()

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 
 import aisp
-from aisp.alignment import generator
 from aisp.engine.decoding import Decoding, law, take_token
 from aisp.engine.rollout import rollout
 from aisp.methods.aligner import load_aligner, with_adapter
 from aisp.methods.ram import RAMConfig, choose, propose_align_reduce
+from aisp.state import generator
 from aisp.training import ram as ram_training
 from aisp.training.ram import TrainingConfig, encode, log_likelihood, train
 
@@ -199,7 +199,7 @@ def test_batched_equals_alone(tiny):
     [
         ({"candidates": 0}, "candidates is 0; it must be a whole number >= 1"),
         ({"candidates": 2.5}, "candidates is 2.5"),
-        ({"kl_limit": -0.1}, "kl_limit is -0.1; it must be >= 0 nats, or None"),
+        ({"kl_limit": -0.1}, "kl_limit is -0.1; it must be >= 0 and finite .nats., or None"),
         ({"aligner": 3}, "aligner is 3; pass a Policy"),
     ],
 )

@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aisp import control
-from aisp.sampler import AISPConfig, draw
+from aisp.sampler import AISPConfig, perturbations
 from aisp.theory import diagnostics, toys
 
 LIMIT = 5  # standard errors; a two-sided chance of 6e-7 per comparison of a correct estimate
@@ -41,7 +41,7 @@ def gaussian_toy(curvature: float, tau: int = 3, d: int = 2) -> toys.GaussianToy
 
 
 def draws_around(U: torch.Tensor, n: int, seed: int = 0) -> torch.Tensor:
-    return draw(U[None], n, SIGMA, [rng(seed)])[0]
+    return perturbations(U[None], n, SIGMA, [rng(seed)])[0]
 
 
 TOYS = {

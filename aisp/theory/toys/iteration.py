@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from aisp.sampler import AISPConfig, draw, step
+from aisp.sampler import AISPConfig, perturbations, update
 from aisp.theory.toys.gaussian import GaussianToy
 from aisp.theory.toys.language import ToyLM
 
@@ -92,11 +92,11 @@ def run_sampler(toy: Toy, config: AISPConfig, replicates: int, seed: int) -> dic
     U = [torch.zeros(replicates, *toy.shape, dtype=torch.float64)]
     ess, mean, best = [], [], []
     for _ in range(config.kappa):
-        V = draw(U[-1], config.n, config.sigma, generators)
+        V = perturbations(U[-1], config.n, config.sigma, generators)
         rewards = toy.reward(V)
-        learned = step(U[-1], V, rewards, config)
-        U.append(torch.stack(learned.states))
-        ess.append(learned.ess)
+        step = update(U[-1], V, rewards, config)
+        U.append(step.U)
+        ess.append(step.ess)
         mean.append(rewards.mean(1))
         best.append(rewards.amax(1))
     return {
