@@ -1,4 +1,4 @@
-"""What every test shares. No test may reach for the network, so the switches come before imports."""
+"""The fixtures that every test shares. No test may reach for the network: the switches come first."""
 
 import os
 from pathlib import Path
@@ -31,77 +31,17 @@ def embedded():
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """One token per byte, an end-of-turn token and a chat template, made without any download."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """One token per byte; tests must not change it."""
+    from tiny import tokenizer_of_bytes
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<|im_end|>", "<|im_start|>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>"
-    )
-    fast.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
-    )
-    return fast
-
-
-def tiny_model(name: str):
-    """A small random model of a real architecture, with weights large enough that argmax is clear.
-
-    llama: untied head, grouped-query attention. gpt2: tied head, learned positions. gemma3: tied
-    head, soft-capped logits, sliding-window layers whose window is shorter than the test prompts.
-    """
-    import torch
-    import transformers as tf
-
-    torch.manual_seed(0)  # the initial weights; nothing that is tested reads the global state
-    size = dict(vocab_size=258, eos_token_id=0, pad_token_id=0, bos_token_id=1)
-    if name == "llama":
-        config = tf.LlamaConfig(
-            **size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            initializer_range=0.3,
-            tie_word_embeddings=False,
-        )
-        return tf.LlamaForCausalLM(config)
-    if name == "gpt2":
-        config = tf.GPT2Config(
-            **size, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3
-        )
-        return tf.GPT2LMHeadModel(config)
-    config = tf.Gemma3TextConfig(
-        **size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=256,
-        sliding_window=8,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-        initializer_range=0.3,
-        final_logit_softcapping=5.0,
-    )
-    return tf.Gemma3ForCausalLM(config)
-
-
-ARCHITECTURES = ["llama", "gpt2", "gemma3"]
+    return tokenizer_of_bytes()
 
 
 @pytest.fixture(scope="session")
 def tiny(byte_tokenizer):
     """Policies by architecture, each built once."""
+    from tiny import tiny_model
+
     import aisp
 
     built = {}
@@ -112,3 +52,35 @@ def tiny(byte_tokenizer):
         return built[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """Large and small: one model under two templates; two models, of which one has padded logits."""
+    from dataclasses import replace
+
+    from tiny import tokenizer_of_words, word_model
+
+    import aisp
+
+    tokenizer = tokenizer_of_words()
+    large = aisp.Policy(word_model(0, 5), tokenizer, lambda messages: "a b c", "large")
+    small = aisp.Policy(word_model(1, 7), tokenizer, lambda messages: "c a", "small")
+    return {
+        "templates": (large, replace(large, template=lambda messages: "d d", name="small")),
+        "models": (large, small),
+    }
+
+
+@pytest.fixture(scope="session")
+def trained_adapter(tiny, tmp_path_factory):
+    """A residual aligner of the tiny policy: its folder, the folder of its training, its report."""
+    from tiny import HELD, PAIRS, QUICK
+
+    from aisp.training.ram import TrainingConfig, train
+
+    folder = tmp_path_factory.mktemp("ram")
+    out, work = folder / "adapter", folder / "work"
+    config = TrainingConfig(**QUICK)
+    report = train(tiny(), PAIRS, HELD, config, out=out, work=work, progress=False)
+    return out, work, report

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-import transformers as tf
-from conftest import ARCHITECTURES
+from tiny import ARCHITECTURES, llama, tiny_model
 
 import aisp
 from aisp import metrics
@@ -148,9 +147,8 @@ def test_the_perturbed_law_is_the_one_that_rollout_decodes_from(tiny, architectu
 def test_kl_to_another_policy_and_to_another_template(tiny, byte_tokenizer):
     base = tiny()
     bare = aisp.Policy(base.model, byte_tokenizer, "continuation")
-    torch.manual_seed(1)
-    config = base.model.config.to_dict() | {"vocab_size": 264, "num_hidden_layers": 1}
-    padded = aisp.Policy(tf.LlamaForCausalLM(tf.LlamaConfig(**config)), byte_tokenizer)
+    other = tiny_model("llama", seed=1, vocab_size=264, num_hidden_layers=1)
+    padded = aisp.Policy(other, byte_tokenizer)
     tokens = byte_tokenizer("Tea.")["input_ids"]
     p = plain_logits(base, "Hi", tokens)
     for policy in (bare, padded):
@@ -268,12 +266,7 @@ def next_token_logits(policy, question):
 
 
 def test_language_model_judge_reads_the_next_token(byte_tokenizer):
-    torch.manual_seed(0)
-    size = dict(vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
-    config = tf.LlamaConfig(
-        **size, num_attention_heads=4, max_position_embeddings=600, initializer_range=0.3
-    )
-    policy = aisp.Policy(tf.LlamaForCausalLM(config), byte_tokenizer)
+    policy = aisp.Policy(llama(max_position_embeddings=600), byte_tokenizer)
     judge = metrics.language_model_judge(policy)
     question = metrics.QUESTION.format(
         conversation="User: Is tea hot?\n\nAssistant: Usually.\n\nUser: And coffee?",

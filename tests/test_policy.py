@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, tiny_model
+from tiny import ARCHITECTURES, tiny_model
 
 import aisp
 from aisp.policy import Policy, load_policy, resolve_dtype

@@ -10,7 +10,7 @@ or where its path is given.
 prints the path of the records that the notebook writes with these parameters.
 """
 
-import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -275,34 +275,13 @@ def _interval(records: "pd.DataFrame", column: str, digits: int) -> str:
 
 
 def records_of(params: str | Path) -> Path:
-    """Where notebook 06 writes its records with a file of parameters.
-
-    Raises:
-        ValueError: a file that is no mapping of names to values.
-    """
+    """Where notebook 06 writes its records with a file of parameters."""
     import yaml
 
     given = yaml.safe_load(Path(params).read_text(encoding="utf-8")) or {}
-    if not isinstance(given, dict):
-        raise ValueError(
-            f"{Path(params).name} holds a {type(given).__name__}; a file of parameters has lines "
-            "`name: value`, such as `profile: cpu`"
-        )
     stored = {"name": "main_results", "profile": "smoke"}
     return experiment.records_path(**{k: given.get(k, v) for k, v in stored.items()})
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print where notebook 06 writes its records with a file of parameters."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aisp.experiment.main_results", description=main.__doc__
-    )
-    parser.add_argument("params", type=Path, help="such as notebooks/params/cpu.yaml")
-    try:
-        print(records_of(parser.parse_args(argv).params))
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-
-
 if __name__ == "__main__":
-    main()
+    print(records_of(sys.argv[1]))

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from tiny import PROMPTS
 
 import aisp.engine.stepper as engine
 from aisp import Policy
 from aisp.engine.attention import NAME, PrefixCache, obstacle_to_sharing
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
-
-PROMPTS = ["Hi", "How do I learn to cook?", "Name three rivers in a short and simple sentence."]
 
 
 def plain(monkeypatch):
@@ -116,82 +115,3 @@ def test_models_that_cannot_share_are_told_apart(tiny, monkeypatch):
     assert "attention interface" in obstacle_to_sharing(llama)
     with pytest.warns(UserWarning, match="Gemma3ForCausalLM decodes without shared prefixes"):
         rollout(tiny("gemma3"), [tiny("gemma3").prefix("Hi")], 2, 3)
-
-
-class Replayed:
-    """Stands in for a CUDA graph: records the operations once, and replays exactly those.
-
-    Whatever Python decides while recording is frozen, as it is in a CUDA graph.
-    """
-
-    made = 0
-
-    def __init__(self, function, inputs):
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        type(self).made += 1
-        self.inputs = [x.clone() for x in inputs]
-        function(*self.inputs)  # the warm-up really runs, as on a GPU
-        self.graph = make_fx(lambda inputs: function(*inputs))(self.inputs)
-
-    def __call__(self, *inputs):
-        for own, new in zip(self.inputs, inputs, strict=True):
-            own.copy_(new)
-        return self.graph(self.inputs)
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("decoding", [Decoding(), Decoding(1.0, 0, 0.9)], ids=["greedy", "top-p"])
-def test_a_recorded_step_replays_to_the_same_tokens(tiny, monkeypatch, name, decoding):
-    """The logic of CUDA graphs without a GPU: static buffers, a step recorded once per batch."""
-    base = tiny(name)
-    policy = Policy(base.model, base.tokenizer, name="ends often", eos_ids=tuple(range(0, 258, 9)))
-    prefixes = [policy.prefix(p) for p in PROMPTS]
-    V = torch.randn(3, 8, 10, policy.d, generator=torch.Generator().manual_seed(2))
-
-    def go(V):
-        seeds = [torch.Generator().manual_seed(i) for i in range(3)]
-        return rollout(
-            policy, prefixes, 8, 18, V=V, decoding=decoding, generators=seeds, keep_prelogits=True
-        )
-
-    for perturbations in (V, None):  # perturbed for 10 of 18 steps, and never
-        plainly = go(perturbations)
-        with monkeypatch.context() as patch:
-            patch.setattr(engine, "_may_record", lambda policy: True)
-            patch.setattr(engine, "Recorded", Replayed)
-            Replayed.made = 0
-            recorded = go(perturbations)
-        assert 1 <= Replayed.made <= 6, "recorded anew at every step, or never"
-        assert torch.equal(recorded.tokens, plainly.tokens)
-        assert torch.equal(recorded.lengths, plainly.lengths)
-        torch.testing.assert_close(recorded.prelogits, plainly.prelogits, atol=1e-4, rtol=1e-4)
-
-
-def test_a_step_that_cannot_be_recorded_is_run_as_it_is(tiny, monkeypatch):
-    class Refuses:
-        def __init__(self, function, inputs):
-            raise RuntimeError("operation not permitted when stream is capturing")
-
-    policy = tiny("llama")
-    prefixes = [policy.prefix(p) for p in PROMPTS]
-    plainly = rollout(policy, prefixes, 4, 8)
-    monkeypatch.setattr(engine, "_may_record", lambda policy: True)
-    monkeypatch.setattr(engine, "Recorded", Refuses)
-    with pytest.warns(UserWarning, match="without CUDA graphs.*not permitted"):
-        out = rollout(policy, prefixes, 4, 8)
-    assert torch.equal(out.tokens, plainly.tokens)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_cuda_graphs_give_the_tokens_of_plain_steps(tiny, monkeypatch, name):
-    import copy
-
-    base = tiny(name)
-    policy = Policy(copy.deepcopy(base.model).cuda(), base.tokenizer, name=name)
-    prefixes = [policy.prefix(p) for p in PROMPTS]
-    V = torch.randn(3, 8, 10, policy.d, generator=torch.Generator().manual_seed(2))
-    recorded = rollout(policy, prefixes, 8, 18, V=V)
-    monkeypatch.setattr(engine, "_may_record", lambda policy: False)
-    assert torch.equal(recorded.tokens, rollout(policy, prefixes, 8, 18, V=V).tokens)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from tiny import ARCHITECTURES, PROMPTS
 
 from aisp.engine.decoding import Decoding, take_token
 from aisp.engine.rollout import rollout
 
-PROMPTS = ["Hi", "How do I learn to cook?", "Name three rivers in a short and simple sentence."]
 each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
@@ -100,17 +99,18 @@ def test_the_perturbation_reaches_exactly_its_steps(tiny, name):
     assert moved > 20  # the perturbation did matter
 
 
-def test_perturbed_logits_are_the_head_of_the_sum(tiny, monkeypatch):
+def test_perturbed_logits_are_the_head_of_the_sum(tiny):
     """Not only the argmax: the logits that a token is taken from equal head(z + v)."""
-    import aisp.engine.rollout as module
-
     policy, n, T, tau = tiny("gemma3"), 3, 6, 4
     V = noise(1, n, tau, policy)
     taken = []
-    monkeypatch.setattr(
-        module, "take_token", lambda logits, *a: taken.append(logits) or take_token(logits, *a)
-    )
-    out = rollout(policy, prefixes(policy)[:1], n, T, V=V, keep_prelogits=True)
+
+    def noted(logits, *rest):
+        taken.append(logits)
+        return take_token(logits, *rest)
+
+    prompt = prefixes(policy)[:1]
+    out = rollout(policy, prompt, n, T, V=V, keep_prelogits=True, take_token=noted)
     assert (out.lengths == T).all()
     for t in range(T):
         z = out.prelogits[0, :, t]
@@ -184,73 +184,6 @@ def test_an_early_end_of_all_stops_the_loop(tiny):
     assert out.lengths.max() <= 2 and len(steps) <= 2
 
 
-LOGITS = torch.tensor([2.0, 0.5, 1.0, -1.0, 0.0, 1.9])
-
-
-def exact_law(decoding):
-    """The law over six tokens by definition: temperature, then top-k, then top-p."""
-    p = torch.softmax(LOGITS.double() / decoding.temperature, -1)
-    order = p.argsort(descending=True).tolist()
-    order = order[: decoding.top_k or 6]
-    total = sum(p[i] for i in order)
-    kept, mass = [], 0.0
-    for i in order:
-        if mass >= decoding.top_p:
-            break
-        kept.append(i)
-        mass += float(p[i] / total)
-    law = torch.zeros(6, dtype=torch.float64)
-    law[kept] = p[kept]
-    return law / law.sum()
-
-
-@pytest.mark.parametrize(
-    "decoding",
-    [
-        Decoding(1.0),
-        Decoding(0.5),
-        Decoding(1.0, top_p=0.7),
-        Decoding(1.0, top_p=0.2),
-        Decoding(1.0, top_k=3),
-        Decoding(2.0, top_k=4, top_p=0.8),
-    ],
-    ids=str,
-)
-def test_sampled_tokens_follow_the_stated_law(decoding):
-    """On an even grid of uniforms the counts are the law itself, up to one grid cell per edge."""
-    k = 20_000
-    u = (torch.arange(k, dtype=torch.float64) + 0.5) / k
-    tokens = take_token(LOGITS.expand(k, -1), decoding, u)
-    law = torch.bincount(tokens, minlength=6) / k
-    torch.testing.assert_close(law.double(), exact_law(decoding), atol=3 / k, rtol=0)
-
-
-def test_nuclei_wider_than_the_first_look_are_exact():
-    """A flat law over 3000 tokens: the nucleus of 0.9 holds about 2700, far past the first 64."""
-    g = torch.Generator().manual_seed(0)
-    logits = 0.1 * torch.randn(1, 3000, generator=g)
-    p = torch.softmax(logits[0].double(), -1).sort(descending=True)
-    size = int((p.values.cumsum(0) < 0.9).sum()) + 1
-    nucleus = set(p.indices[:size].tolist())
-    assert size > 2000
-    k = 30_000
-    u = (torch.arange(k, dtype=torch.float64) + 0.5) / k
-    sharp = torch.zeros(1, 3000)
-    sharp[0, 7] = 20.0  # rows that need little and rows that need much, in one call
-    rows = torch.cat([logits, sharp]).repeat(k // 2, 1)
-    tokens = take_token(rows, Decoding(1.0, top_p=0.9), u)
-    assert set(tokens[1::2].tolist()) == {7}
-    seen = set(tokens[::2].tolist())
-    assert seen <= nucleus and len(seen) > 0.9 * size
-
-
-def test_the_extremes_of_the_uniform_are_taken():
-    for decoding in (Decoding(1.0), Decoding(1.0, top_p=0.5), Decoding(1.0, top_k=2)):
-        for u in (0.0, 1.0 - 2**-53):
-            token = take_token(LOGITS[None], decoding, torch.tensor([u], dtype=torch.float64))
-            assert exact_law(decoding)[token] > 0
-
-
 def test_global_random_state_is_neither_read_nor_changed(tiny):
     policy = tiny("llama")
     outs = []
@@ -290,12 +223,3 @@ def test_arguments_that_do_not_fit_are_refused(tiny, change, message):
     call = {"prefixes": [[5, 6], [7]], "n": 2, "max_new_tokens": 4} | change
     with pytest.raises(ValueError, match=message):
         rollout(tiny("llama"), **call)
-
-
-@pytest.mark.parametrize(
-    "bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"top_k": 1.5}]
-)
-def test_decoding_checks_itself(bad):
-    (name,) = bad
-    with pytest.raises(ValueError, match=f"{name} is"):
-        Decoding(**bad)

@@ -106,9 +106,9 @@ def test_long_runs_are_judged_at_every_budget(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sigma": "1e-1"}, "sigma is '1e-1'; it must be a finite number > 0.*without quotes: 0.1"),
-        ({"lam": 0}, "lam is 0; it must be a finite number > 0"),
-        ({"alpha": True}, "alpha is True; it must be a finite number from 0 to 1"),
+        ({"sigma": "1e-1"}, "sigma is '1e-1'; it must be > 0 and finite.*without quotes: 0.1"),
+        ({"lam": 0}, "lam is 0; it must be > 0 and finite"),
+        ({"alpha": True}, r"alpha is True; it must lie in \[0, 1\]"),
         ({"longer": 1.5}, "longer is 1.5; it must be a whole number >= 1"),
     ],
 )

@@ -289,15 +289,3 @@ def test_methods_of_another_kind_are_refused(names, message):
 def test_a_number_that_arrives_as_text_is_named():
     with pytest.raises(ValueError, match=r"w is '1'; it must be a finite number.*without quotes"):
         main_results.plan("aisp", FakePolicy(), REWARD, BUDGET, w="1")
-
-
-def test_a_file_that_is_no_mapping_is_no_file_of_parameters(tmp_path, capsys):
-    params = tmp_path / "p.yaml"
-    params.write_text("- profile: cpu\n- name: x\n")
-    with pytest.raises(ValueError, match=r"p\.yaml holds a list; a file of parameters has lines"):
-        main_results.records_of(params)
-    for argv in ([str(params)], [str(tmp_path / "none.yaml")], []):
-        with pytest.raises(SystemExit):
-            main_results.main(argv)
-    shown = capsys.readouterr().err
-    assert "holds a list" in shown and "none.yaml" in shown and "required: params" in shown

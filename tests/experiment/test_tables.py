@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aisp import intervals
 from aisp.experiment import tables
 
 
@@ -48,12 +47,6 @@ def test_paired_differences_and_wins():
     assert out["wins"] == pytest.approx((2 + 0.5) / 4)
     assert out["low"] < 5 / 4 < out["high"]
     assert 0 < out["wins_low"] <= out["wins"] <= out["wins_high"] <= 1
-
-
-def test_a_verdict_needs_an_interval_without_0():
-    assert intervals.verdict(0.1, 0.3) == "higher" and intervals.verdict(-0.3, -0.1) == "lower"
-    for low, high in ((-0.1, 0.3), (0.0, 0.3), (-0.3, 0.0), intervals.bootstrap([])):
-        assert intervals.verdict(low, high) == "undecided"
 
 
 FAILED = {"A": [[3, 1, np.nan, 5]], "B": [[1, np.nan, 3, 1]], "C": [[np.nan] * 4]}

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import reward
 
 import aisp
-from aisp.engine.decoding import Decoding
-from aisp.engine.rollout import rollout
 from aisp.methods import METHODS, available, configure
 from aisp.methods.value import ValueFunction
 from aisp.rewards import CallableReward, RewardError, score
@@ -33,10 +32,6 @@ HISTORY = [
     "seconds",
 ]
 each_method = pytest.mark.parametrize("method", sorted(METHODS))
-
-
-def reward(prompt, response):
-    return len(set(response)) + 0.01 * len(response)
 
 
 # What a method is given beside policy and reward, so that it draws different responses.
@@ -361,25 +356,6 @@ def test_other_bad_calls_are_refused(tiny):
         aisp.align("Hi", tiny(), reward, method="best_of_n", sigma=0.5)
     with pytest.raises(ValueError, match="shorten either"):
         aisp.align("x" * 250, tiny(), reward)
-
-
-def test_best_of_n_samples_the_policy(tiny):
-    """Its candidates are the engine's samples at the stated decoding, nothing else."""
-    from aisp.state import generator
-
-    out = aisp.align("Hi", tiny(), reward, method="best_of_n", seed=2, **SMALL)
-    policy = tiny()
-    for k in range(3):
-        texts = rollout(
-            policy,
-            [policy.prefix("Hi")],
-            4,
-            6,
-            decoding=Decoding(1.0, 0, 0.9),
-            generators=[generator(2, "Hi", k, torch.device("cpu"))],
-        ).texts[0]
-        assert out.candidates[out.candidates["iteration"] == k]["response"].tolist() == texts
-    assert out.candidates["log_weight"].isna().all() and out.history["ess"].isna().all()
 
 
 def test_a_prompt_object_is_a_prompt(tiny):

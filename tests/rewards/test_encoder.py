@@ -1,11 +1,11 @@
 """The sentence encoder: each pooling against a plain forward pass, limits, and what is refused."""
 
-import copy
 import warnings
 
 import pytest
 import torch
 import transformers as tf
+from tiny import save_encoder
 from torch.nn.functional import normalize
 
 from aisp import assets
@@ -19,26 +19,10 @@ def embedded_encoder():
     return load_encoder()
 
 
-def save(folder, byte_tokenizer, weights="safetensors", pooler=True):
-    """A small random BERT with the names of SimCSE's checkpoints."""
-    tokenizer = copy.deepcopy(byte_tokenizer)
-    tokenizer.pad_token, tokenizer.model_max_length = "<|im_end|>", 48
-    torch.manual_seed(0)
-    size = dict(vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
-    config = tf.BertConfig(**size, num_attention_heads=4, initializer_range=0.5)
-    model = tf.BertModel(config, add_pooling_layer=pooler).eval()
-    model.save_pretrained(folder)
-    if weights == "bin":
-        (folder / "model.safetensors").unlink()
-        torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    tokenizer.save_pretrained(folder)
-    return model, tokenizer
-
-
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 @pytest.mark.parametrize("weights", ["safetensors", "bin"])
 def test_poolings_are_what_they_say(tmp_path, byte_tokenizer, pooling, weights):
-    model, tokenizer = save(tmp_path, byte_tokenizer, weights)
+    model, tokenizer = save_encoder(tmp_path, byte_tokenizer, weights)
     texts = ["short", "a somewhat longer text", "x" * 40]
     encoder = load_encoder(tmp_path, pooling=pooling)
     encoder.tokenizer.padding_side = "left"  # must not move the first token
@@ -68,7 +52,7 @@ def test_the_embedded_encoder_is_minilm_with_mean_pooling(embedded_encoder):
 
 
 def test_what_is_too_long_is_cut_with_a_warning(tmp_path, byte_tokenizer):
-    save(tmp_path, byte_tokenizer)
+    save_encoder(tmp_path, byte_tokenizer)
     encoder = load_encoder(tmp_path, pooling="mean", max_length=10)
     with pytest.warns(UserWarning, match="2 of 3 texts are longer than the 10 tokens"):
         got = encoder.embed(["0123456789", "0123456789abc", "0123456789xyz"])
@@ -79,7 +63,7 @@ def test_what_is_too_long_is_cut_with_a_warning(tmp_path, byte_tokenizer):
 
 
 def test_what_is_refused(tmp_path, byte_tokenizer):
-    save(tmp_path, byte_tokenizer, pooler=False)
+    save_encoder(tmp_path, byte_tokenizer, pooler=False)
     assert load_encoder(tmp_path, pooling="cls").embed(["a"]).shape == (1, 32)
     with pytest.raises(ValueError, match=r"no weights for pooler\.dense\.bias"):
         load_encoder(tmp_path, pooling="pooler")

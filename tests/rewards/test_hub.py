@@ -1,28 +1,15 @@
 """Hugging Face reward models: small random ones saved as the public ones are, scored one by one."""
 
 import copy
-import json
 
 import pytest
 import torch
-import transformers as tf
-from safetensors.torch import save_file
+from tiny import REWARD_SIZE, llama, save_classifier, save_reward_model, with_first_token
 from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import TemplateProcessing
 
 from aisp.rewards import RewardError, load_reward
 from aisp.rewards.hub import eurus_format, ultrarm_format
 
-SIZE = dict(
-    vocab_size=258,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    initializer_range=0.3,
-)
 TURNS = [
     {"role": "user", "content": "Tea?"},
     {"role": "assistant", "content": "Yes."},
@@ -45,61 +32,12 @@ EURUS = [
     "[INST] Hi [/INST] ",
     "[INST] A longer prompt [/INST] ends with a special token<|im_end|>",
 ]
-PUBLIC = {
-    "ultrarm": (tf.LlamaConfig, "LlamaRewardModel", ULTRARM),
-    "eurus": (tf.MistralConfig, "EurusRewardModel", EURUS),
-}
+TEXTS = {"ultrarm": ULTRARM, "eurus": EURUS}
 
 
 @pytest.fixture
 def tokenizer(byte_tokenizer):
-    """The byte tokenizer, putting a beginning-of-text token first, as Llama's and Mistral's do."""
-    tokenizer = copy.deepcopy(byte_tokenizer)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
-    )
-    return tokenizer
-
-
-def save(folder, tokenizer, kind, weights="safetensors", head=True, **config):
-    """A checkpoint with the names of the public one; returns its backbone and its head."""
-    config_class, architecture, _ = PUBLIC[kind]
-    torch.manual_seed(0)
-    config = config_class(**SIZE, **{"pad_token_id": 0} | config)
-    backbone = tf.AutoModel.from_config(config).eval()
-    row = torch.randn(1, 32)
-    state = {f"model.{name}": value for name, value in backbone.state_dict().items()}
-    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # as old files have it
-    if head:
-        state["regression_head.weight"] = row
-    parts = [dict(list(state.items())[:9]), dict(list(state.items())[9:])]
-    if weights == "safetensors":
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    elif weights == "bin":
-        torch.save(state, folder / "pytorch_model.bin")
-    else:
-        names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
-        for name, part in zip(names, parts, strict=True):
-            torch.save(part, folder / name)
-        index = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-        (folder / "pytorch_model.bin.index.json").write_text(
-            json.dumps({"metadata": {"total_size": 1}, "weight_map": index})
-        )
-    tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(
-        json.dumps(
-            config.to_diff_dict()
-            | {
-                "architectures": [architecture],
-                "auto_map": {
-                    "AutoModel": f"modeling.{architecture}",
-                    "AutoModelForSequenceClassification": f"modeling.{architecture}",
-                },
-            }
-        )
-    )
-    (folder / "modeling.py").write_text("raise SystemExit('code of the checkpoint was run')")
-    return backbone, row
+    return with_first_token(byte_tokenizer)
 
 
 def one_by_one(backbone, row, texts):
@@ -115,14 +53,14 @@ def one_by_one(backbone, row, texts):
     return torch.tensor(rewards, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", PUBLIC)
+@pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("weights", ["safetensors", "bin", "shards"])
 def test_public_reward_models_score_as_defined(tmp_path, tokenizer, kind, weights):
-    backbone, row = save(tmp_path, tokenizer, kind, weights)
+    backbone, row = save_reward_model(tmp_path, tokenizer, kind, weights)
     reward = load_reward(tmp_path, device="cpu", dtype="float32", trust_remote_code=True)
     reward.batch_size = 3  # several batches, every text but the longest of each padded
     got = reward.score(PROMPTS, RESPONSES)
-    expected = one_by_one(backbone, row, PUBLIC[kind][2])
+    expected = one_by_one(backbone, row, TEXTS[kind])
     assert got.dtype == torch.float64 and got.shape == (5,)
     assert torch.allclose(got, expected, atol=1e-4), (got, expected)
     assert expected.std() > 0.5  # they can be told apart
@@ -131,7 +69,7 @@ def test_public_reward_models_score_as_defined(tmp_path, tokenizer, kind, weight
 
 @pytest.mark.parametrize("pad", [None, 0, 7])
 def test_padding_never_changes_a_score(tmp_path, tokenizer, pad):
-    backbone, row = save(tmp_path, tokenizer, "ultrarm", pad_token_id=pad)
+    backbone, row = save_reward_model(tmp_path, tokenizer, "ultrarm", pad_token_id=pad)
     reward = load_reward(tmp_path, device="cpu", dtype="float32")
     reward.tokenizer.padding_side = "left"
     together = reward.score(PROMPTS, RESPONSES)
@@ -151,7 +89,7 @@ def test_formats_of_several_turns():
 
 
 def test_another_format_can_be_read(tmp_path, tokenizer):
-    backbone, row = save(tmp_path, tokenizer, "ultrarm")
+    backbone, row = save_reward_model(tmp_path, tokenizer, "ultrarm")
 
     def re_control(messages):
         return f"Human: {messages[-2]['content']}\nAssistant: {messages[-1]['content']}"
@@ -162,11 +100,11 @@ def test_another_format_can_be_read(tmp_path, tokenizer):
     assert not torch.allclose(one_by_one(backbone, row, ULTRARM[:1]), expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", PUBLIC)
+@pytest.mark.parametrize("kind", TEXTS)
 def test_too_long_for_a_regression_head_is_an_error(tmp_path, tokenizer, kind):
-    save(tmp_path, tokenizer, kind)
+    save_reward_model(tmp_path, tokenizer, kind)
     reward = load_reward(tmp_path, device="cpu", dtype="float32")
-    room = 128 - 1 - len(PUBLIC[kind][2][3])
+    room = 128 - 1 - len(TEXTS[kind][3])
     assert reward.score(["Hi"], ["x" * room]).isfinite().all()
     with pytest.raises(RewardError, match=r"'Hi'.* takes 129 tokens; reward model .* reads 128"):
         reward.score(["Hi"], ["x" * (room + 1)])
@@ -174,7 +112,7 @@ def test_too_long_for_a_regression_head_is_an_error(tmp_path, tokenizer, kind):
 
 def test_dtype_and_device_map(tmp_path, tokenizer):
     pytest.importorskip("accelerate")
-    backbone, row = save(tmp_path, tokenizer, "eurus")
+    backbone, row = save_reward_model(tmp_path, tokenizer, "eurus")
     spread = {"model.embed_tokens": "cpu", "model": "cpu", "score": "cpu"}
     reward = load_reward(tmp_path, device="meta", dtype="bfloat16", device_map=spread)
     assert {p.dtype for p in reward.model.parameters()} == {torch.bfloat16}
@@ -184,15 +122,15 @@ def test_dtype_and_device_map(tmp_path, tokenizer):
     assert (got - one_by_one(backbone, row, EURUS[:2])).abs().max() < 0.5
 
 
-@pytest.mark.parametrize("kind", PUBLIC)
+@pytest.mark.parametrize("kind", TEXTS)
 def test_without_its_head_it_is_refused(tmp_path, tokenizer, kind):
-    save(tmp_path, tokenizer, kind, head=False)
+    save_reward_model(tmp_path, tokenizer, kind, head=False)
     with pytest.raises(ValueError, match=r"no weights for score\.weight, which would stay random"):
         load_reward(tmp_path, device="cpu", dtype="float32")
 
 
 def test_pickled_code_is_not_run(tmp_path, tokenizer):
-    save(tmp_path, tokenizer, "ultrarm", "bin")
+    save_reward_model(tmp_path, tokenizer, "ultrarm", "bin")
 
     class Evil:
         def __reduce__(self):
@@ -207,23 +145,9 @@ def test_pickled_code_is_not_run(tmp_path, tokenizer):
 # Sequence classifiers, Skywork-Reward among them
 
 
-def classifier(folder, tokenizer, architecture="llama", labels=1, **config):
-    torch.manual_seed(0)
-    config = {"pad_token_id": 0, "num_labels": labels} | config
-    if architecture == "gpt2":
-        size = dict(vocab_size=258, n_embd=32, n_layer=2, n_head=4, n_positions=128)
-        config = tf.GPT2Config(**size, initializer_range=0.3, **config)
-    else:
-        config = tf.LlamaConfig(**SIZE, **config)
-    model = tf.AutoModelForSequenceClassification.from_config(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model.eval()
-
-
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_sequence_classifier_scores_its_chat_template(tmp_path, byte_tokenizer, architecture):
-    model = classifier(tmp_path, byte_tokenizer, architecture)
+    model = save_classifier(tmp_path, byte_tokenizer, architecture)
     reward = load_reward(tmp_path, dtype="float32", device="cpu")
     reward.batch_size = 2  # several batches of unequal length
     prompts = ["Hi", [{"role": "user", "content": "Longer prompt?"}], "Hi"]
@@ -251,7 +175,7 @@ def test_a_template_that_opens_with_bos_and_ends_with_eos(tmp_path, tokenizer, a
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
     )
-    model = classifier(tmp_path, tokenizer, architecture, pad_token_id=pad)
+    model = save_classifier(tmp_path, tokenizer, architecture, pad_token_id=pad)
     reward = load_reward(tmp_path, dtype="float32", device="cpu")
     responses = ["a", "a longer response"]
     got = reward.score(["Hi", "Hi"], responses)
@@ -264,7 +188,7 @@ def test_a_template_that_opens_with_bos_and_ends_with_eos(tmp_path, tokenizer, a
 
 
 def test_other_checkpoints_are_read_from_safetensors_only(tmp_path, byte_tokenizer):
-    model = classifier(tmp_path, byte_tokenizer)
+    model = save_classifier(tmp_path, byte_tokenizer)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"cannot load .*safetensors"):
@@ -276,7 +200,7 @@ def test_other_checkpoints_are_read_from_safetensors_only(tmp_path, byte_tokeniz
 def test_without_a_chat_template_prompt_and_response_are_a_text_pair(tmp_path, byte_tokenizer):
     tokenizer = copy.deepcopy(byte_tokenizer)
     tokenizer.chat_template = None
-    model = classifier(tmp_path, tokenizer)
+    model = save_classifier(tmp_path, tokenizer)
     got = load_reward(tmp_path, dtype="float32", device="cpu").score([TURNS], ["Ok."])
     with torch.no_grad():
         ids = torch.tensor([tokenizer("Tea?\n\nYes.\n\nHot?Ok.")["input_ids"]])
@@ -284,20 +208,20 @@ def test_without_a_chat_template_prompt_and_response_are_a_text_pair(tmp_path, b
 
 
 def test_too_long_for_a_classifier_is_an_error_not_a_truncation(tmp_path, byte_tokenizer):
-    classifier(tmp_path, byte_tokenizer)
+    save_classifier(tmp_path, byte_tokenizer)
     reward = load_reward(tmp_path, dtype="float32", device="cpu")
     with pytest.raises(RewardError, match=r"tokens; reward model .* reads 128"):
         reward.score(["Hi"], ["x" * 200])
 
 
 def test_a_classifier_with_two_outputs_is_no_reward_model(tmp_path, byte_tokenizer):
-    classifier(tmp_path, byte_tokenizer, labels=2)
+    save_classifier(tmp_path, byte_tokenizer, labels=2)
     with pytest.raises(ValueError, match="has 2 outputs; a reward model has 1"):
         load_reward(tmp_path, dtype="float32")
 
 
 def test_a_language_model_is_no_reward_model(tmp_path, byte_tokenizer):
-    tf.LlamaForCausalLM(tf.LlamaConfig(**SIZE, num_labels=1)).save_pretrained(tmp_path)
+    llama(**REWARD_SIZE | {"num_labels": 1}).save_pretrained(tmp_path)
     byte_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"cannot load .*no weights for score\.weight"):
         load_reward(tmp_path, dtype="float32")

@@ -1,17 +1,11 @@
 """The second head: its score by an independent computation, its pairs apart from the first one's."""
 
-import json
-
-import pytest
 import torch
 
 import aisp
 from aisp import assets
 from aisp.prompts import hh_pairs
-from aisp.provenance import data_path
-from aisp.rewards.head import Head
 from aisp.rewards.judge import EmbeddedJudge
-from aisp.training.judge import main
 
 TEXTS = ["I cannot help with that.", "Sure! Here is how:\n1. Boil water.", "no"]
 
@@ -33,17 +27,6 @@ def test_scores_are_the_head_on_unit_features_of_the_layer():
             torch.testing.assert_close(score.float(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_two_heads_share_no_pair_and_no_features():
-    first = json.loads(data_path("reward_head/report.json").read_text())
-    second = json.loads(data_path("judge/report.json").read_text())
-    assert second["pairs_fitted"] == first["pairs_held_out"]
-    assert second["pairs_held_out"] == first["pairs_fitted"]
-    w = Head.load(data_path("judge/head.safetensors")).w
-    assert w.shape != Head.load(data_path("reward_head/head.safetensors")).w.shape
-    low, high = second["accuracy_held_out_95"]
-    assert 0.5 < low < second["accuracy_held_out"] < high
-
-
 def test_it_orders_real_pairs_that_it_never_saw(shared_data):
     """The first 300 usable pairs; the bound is two standard errors below the card's accuracy."""
     pairs = hh_pairs(shared_data / "hh_rlhf_harmless_base_test_0-1799.jsonl.gz")[:300]
@@ -51,17 +34,3 @@ def test_it_orders_real_pairs_that_it_never_saw(shared_data):
     better = judge.score(pairs, [p.chosen for p in pairs])
     worse = judge.score(pairs, [p.rejected for p in pairs])
     assert (better > worse).float().mean() > 0.626 - 2 * (0.626 * 0.374 / 300) ** 0.5
-
-
-@pytest.mark.slow
-def test_the_whole_training_command_gives_the_stored_head(shared_data, tmp_path):
-    main(
-        [
-            str(shared_data / "hh_rlhf_harmless_base_test_0-1799.jsonl.gz"),
-            "--out",
-            str(tmp_path),
-        ]
-    )
-    again, stored = Head.load(tmp_path / "head.safetensors"), EmbeddedJudge.load().head
-    assert again.layer == stored.layer
-    assert torch.cosine_similarity(again.w, stored.w, 0) > 0.999

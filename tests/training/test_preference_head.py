@@ -9,7 +9,7 @@ import aisp
 from aisp.prompts import hh_pairs
 from aisp.provenance import data_path
 from aisp.rewards.head import EmbeddedReward, Head
-from aisp.training.preference_head import calibrate, main, pair_features, select, train, wilson
+from aisp.training.preference_head import calibrate, main, pair_features, select, train
 
 
 def test_training_recovers_a_known_preference():
@@ -47,12 +47,6 @@ def test_the_cheapest_of_what_cannot_be_told_from_the_best_is_taken_and_tested_o
     assert (report["pairs_fitted"], report["pairs_held_out"]) == (400, 200)
     assert report["accuracy_held_out"] == 1 and (w > 0).all()
     assert [row[0] for row in report["candidates"]] == [1, 3, 2]
-
-
-def test_wilson_interval_against_a_published_example():
-    # 81 of 263: [0.2553, 0.3662] (Newcombe, 1998, table I, method 3).
-    low, high = wilson(81, 263)
-    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
 def test_the_scale_is_one_within_a_prompt(embedded):
