@@ -12,8 +12,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean (Efron, 1979), by `scipy.stats.bootstrap`.
 
-    Where values are few it is narrow: of 16 normal ones it covers the mean in 92% of the cases, of
-    32 or more in 94 to 95% (2,000 simulations). An end close to 0 decides little there.
+    With few values it is too narrow: for 16 normal ones it covers the mean in 92% of the cases, for
+    32 or more in 94 to 95% (2,000 simulations), so that an end close to 0 decides little.
 
     All reported intervals are of this kind. Bias-corrected and accelerated ones (BCa) would move
     them: over the 135 means and paired differences of the committed main results, the ends by 0.011

@@ -84,9 +84,9 @@ def plan(
 
 @dataclass
 class _Settings:
-    """What is held where nothing else is said, and the methods that the questions have asked for.
+    """What all settings have in common, and the methods that the questions ask for.
 
-    `aisp`, `noise` and `best_of_n` note a method, with changes, and return its label.
+    `aisp`, `noise` and `best_of_n` add a method, with some parameters changed, and return its label.
     """
 
     budget: dict[str, int]

@@ -121,15 +121,15 @@ def against_generate(
 def engine_steps(
     policy: Policy, *, responses: int = 128, tokens: int = 48, prefix: int = 40, repeats: int = 3
 ) -> "pd.DataFrame":
-    """The engine with each of its steps taken away alone, perturbed greedy and top-p.
+    """How much each optimization of the engine saves: each one is taken away alone.
 
     "copied prefixes" keeps and attends the prefix once per response. "plain argmax" calls `argmax`
     on the model's logits instead of `max(-1).indices`. "whole batch" turns all logits into
     probabilities at once instead of sixteen rows at a time.
 
     Returns:
-        One row per (decoding, name), with tokens_per_second, and slower_by, the seconds relative to
-        the engine as it is.
+        One row per (decoding, name), for perturbed greedy and top-p decoding, with
+        tokens_per_second, and slower_by, the seconds relative to the engine as it is.
     """
     import pandas as pd
 
@@ -167,11 +167,13 @@ def whole_runs(
     repeats: int = 3,
     prompts: int = 1,
 ) -> "pd.DataFrame":
-    """AISP, our best-of-n, and best-of-n by `generate`, at equal samples, rewards included.
+    """Seconds of AISP, our best-of-n, and best-of-n by `generate`, for equal numbers of samples.
+
+    Rewards are included.
 
     Args:
-        prompts: decoded as one batch by ours, and one after the other by `generate`, which has no n
-            responses to each of several prompts without copying them all.
+        prompts: our methods decode them as one batch. `generate` takes one after the other: it gives
+            n responses to each of several prompts only if every prompt is copied n times.
 
     Returns:
         One row per name, with ratio, the seconds relative to our best-of-n.

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp import figures
-from aisp.experiment import ablations, main_results
-from aisp.experiment.tables import load, summary
+from aisp.experiment import ablations, load, main_results, summary
 from aisp.provenance import file_sha256
 
 if TYPE_CHECKING:

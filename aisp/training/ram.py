@@ -47,12 +47,12 @@ class TrainingConfig:
     """How an aligner is trained.
 
     Attributes:
-        a: weight of the policy's own samples in the loss, in [0, 1]; the paper reports 1e-5 to 0.1
-            to work alike.
+        a: weight of the policy's own samples in the loss, in [0, 1]; the paper reports that values
+            from 1e-5 to 0.1 work equally well.
         rank: of the adapters; their output is scaled by 2 (lora_alpha = 2 rank).
         targets: names of the modules that get adapters; None is peft's choice for the architecture,
             the query and value projections of Llama-like models.
-        layers: adapters on the last so many layers only, and no backward pass below; 0 is all.
+        layers: how many of the last layers get adapters; the backward pass goes no deeper. 0 is all.
         learning_rate: the highest, of AdamW; it rises linearly over the `warmup` fraction of all
             steps, then falls linearly to 0.
         warmup: in [0, 1).

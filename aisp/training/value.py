@@ -62,8 +62,8 @@ def train(
     Args:
         data: from `value_data.collect`.
         width: of the hidden layers; None is d.
-        epochs: at most so many.
-        patience: stop after so many epochs without a lower validation loss.
+        epochs: the most that are run.
+        patience: training stops after this many epochs without a lower validation loss.
         batch_size: positions per step.
         validation: share of the prompts that is held out.
         checkpoint: a file, written after every epoch; a re-run continues from it exactly.
