@@ -159,7 +159,7 @@ def _obstacles(policy: Policy, value: str | None, aligner: str | None) -> dict[s
     if aligner is None:
         found["ram"] = "there is no aligner for this policy; set aligner"
     if policy.template != "chat":
-        why = "it decodes with and without a chat template, and this policy has none"
+        why = "it leaves out the policy's chat template, and this policy has none"
         found |= {"best_of_n_bare": why, "kad": why}
     return found
 
