@@ -6,7 +6,11 @@ PROFILE ?= cpu
 LAB_FLAGS ?=
 PARAMS ?=
 
+# The shell reads it as "$$PARAMS", so that spaces and quotes in a file's name do no harm.
+export PARAMS
+
 PY := $(VENV)/bin/python
+PAPERMILL := $(PY) -m papermill -k python3 --progress-bar --log-level WARNING --stderr-file -
 STAMP := $(VENV)/.stamp
 THEORY := $(wildcard notebooks/01_theory.ipynb)
 NOTEBOOKS := $(filter-out $(THEORY),$(wildcard notebooks/*.ipynb))
@@ -17,7 +21,7 @@ unexport JUPYTER_PATH
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run experiment test test-slow bench lab clean
+.PHONY: help setup run experiment notebooks test typecheck test-slow coverage bench lab clean
 .PHONY: params-given
 
 help:
@@ -41,32 +45,47 @@ $(STAMP): requirements.txt pyproject.toml | $(PY)
 
 run: setup ## execute the quickstart notebook and print its results (PROFILE=smoke, cpu or gpu)
 	@mkdir -p outputs
-	$(PY) -m papermill notebooks/00_quickstart.ipynb outputs/00_quickstart.ipynb -k python3 -p profile $(PROFILE) --progress-bar --log-level WARNING --stderr-file -
+	$(PAPERMILL) notebooks/00_quickstart.ipynb outputs/00_quickstart.ipynb -p profile "$(PROFILE)"
 	@echo
-	@$(PY) -m aisp.experiment show data/results/$(PROFILE)/quickstart.jsonl
+	@$(PY) -m aisp.experiment show "data/results/$(PROFILE)/quickstart.jsonl"
 	@echo
 	@echo "executed notebook: outputs/00_quickstart.ipynb"
 	@echo "records:           data/results/$(PROFILE)/quickstart.jsonl"
 	@echo "figure:            figures/$(if $(filter smoke,$(PROFILE)),smoke/)quickstart.png (and .pdf, .json)"
 
+# The file is read once before anything runs: what is wrong in it is said at once, and not by a kernel.
 experiment: params-given setup ## execute 06_main_results and print its table: PARAMS=notebooks/params/cpu.yaml
 	@mkdir -p outputs
-	$(PY) -m papermill notebooks/06_main_results.ipynb outputs/06_$(basename $(notdir $(PARAMS))).ipynb -k python3 -f "$(PARAMS)" --progress-bar --log-level WARNING --stderr-file -
-	@echo
-	@records=$$($(PY) -m aisp.experiment.main_results "$(PARAMS)") || exit 1; \
+	@records=$$($(PY) -m aisp.experiment.main_results "$$PARAMS") || exit 1; \
+	file=$${PARAMS##*/}; executed="outputs/06_$${file%.*}.ipynb"; \
+	$(PAPERMILL) notebooks/06_main_results.ipynb "$$executed" -f "$$PARAMS" || exit 1; \
+	echo; \
 	$(PY) -m aisp.experiment show "$$records" --format markdown; status=$$?; \
 	echo; \
-	echo "executed notebook: outputs/06_$(basename $(notdir $(PARAMS))).ipynb"; \
+	echo "executed notebook: $$executed"; \
 	echo "records:           $$records"; \
 	exit $$status
 
 params-given:
-	@test -n "$(PARAMS)" || { echo "error: which parameters? make experiment PARAMS=notebooks/params/cpu.yaml (or another file there, or your own)" >&2; exit 1; }
-	@test -f "$(PARAMS)" || { echo "error: there is no file $(PARAMS). In notebooks/params: $(notdir $(wildcard notebooks/params/*.yaml))" >&2; exit 1; }
+	@test -n "$$PARAMS" || { echo "error: which parameters? make experiment PARAMS=notebooks/params/cpu.yaml (or another file there, or your own)" >&2; exit 1; }
+	@test -f "$$PARAMS" || { echo "error: there is no file $$PARAMS. In notebooks/params: $(notdir $(wildcard notebooks/params/*.yaml))" >&2; exit 1; }
 
-test: setup ## lint, run the fast tests, and execute every notebook as a test
+# 06 takes the settings of its stored records from the file of parameters with the profile's name.
+notebooks: setup ## execute every notebook into outputs/ (PROFILE=smoke, cpu or gpu)
+	@mkdir -p outputs
+	@for notebook in notebooks/*.ipynb; do \
+		given="-p profile $(PROFILE)"; \
+		case "$$notebook" in *06_main_results*) \
+			test ! -f "notebooks/params/$(PROFILE).yaml" || given="-f notebooks/params/$(PROFILE).yaml";; \
+		esac; \
+		echo "$$notebook $$given"; \
+		$(PAPERMILL) "$$notebook" "outputs/$${notebook##*/}" $$given || exit 1; \
+	done
+
+test: setup ## lint, check types, run the fast tests, and execute every notebook as a test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(PY) -m pytest -m "not slow and not gpu"
 # Stored smoke records would let the notebooks resume, and so test nothing.
 ifneq ($(THEORY)$(NOTEBOOKS),)
@@ -79,8 +98,20 @@ ifneq ($(NOTEBOOKS),)
 	$(NBVAL) --nbval-lax $(NOTEBOOKS)
 endif
 
+typecheck: setup ## check the types of aisp/ alone (a part of `make test`)
+	$(PY) -m mypy
+
 test-slow: setup ## run the tests that `make test` leaves out for their length
 	$(PY) -m pytest -m "slow and not gpu"
+
+coverage: setup ## run the fast tests, and print how much of aisp/ they execute, least covered files first
+	@mkdir -p outputs
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest -m "not slow and not gpu"
+	@$(PY) -m coverage combine --quiet
+	@$(PY) -m coverage html --quiet
+	@$(PY) -m coverage report
+	@echo "line by line: outputs/coverage/index.html"
 
 bench: setup ## measure the decoding engine and the methods on this machine
 	$(PY) -m aisp.experiment.bench
@@ -90,5 +121,5 @@ lab: setup ## open the notebooks in JupyterLab
 
 clean: ## remove executed notebooks, smoke results and caches; keep .venv and stored results
 	rm -rf outputs data/results/smoke figures/smoke build dist *.egg-info
-	rm -rf .pytest_cache .ruff_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find aisp tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

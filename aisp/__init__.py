@@ -12,7 +12,7 @@ from aisp.policy import Policy, load_policy
 from aisp.prompts import load_prompts
 from aisp.rewards import Reward, RewardError, load_reward
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Alignment",
     "Policy",

@@ -15,6 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from aisp.experiment import parameters
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -112,31 +114,84 @@ def test_citation_agrees_with_the_package():
     assert "2510.26219" in citation["references"][0]["url"]
 
 
+def test_the_newest_section_of_the_changelog_is_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (\S+) \((\S+)\)$", text, flags=re.MULTILINE)
+    assert sections[0][0] == PROJECT["project"]["version"]
+    assert [version for version, _ in sections] == ["0.2.0", "0.1.0"]
+
+
 # -- make and CI ----------------------------------------------------------------------------------
 
 
+MAKE_ENV = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *args], cwd=ROOT, env=MAKE_ENV, capture_output=True, text=True)
+
+
+def targets() -> list[str]:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return re.search(r"^\.PHONY: help (.*)$", text, flags=re.MULTILINE)[1].split()
+
+
+@needs_make
 def test_make_alone_lists_every_target():
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
-    env = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
-    done = subprocess.run(["make"], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = make()
     assert done.returncode == 0, done.stderr
     listed = re.findall(r"^ +make ([a-z-]+) +\S", done.stdout, flags=re.MULTILINE)
-    phony = re.search(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert listed == phony[1].split()
+    assert listed == targets()
     expected = {"setup", "run", "experiment", "test", "test-slow", "bench", "lab", "clean"}
-    assert expected <= set(listed)
+    assert expected | {"notebooks", "typecheck", "coverage"} <= set(listed)
 
 
+@needs_make
+def test_make_test_checks_style_and_types_before_it_runs_anything_long():
+    done = make("-n", "test", "VENV=nowhere")
+    commands = re.findall(r"^nowhere/bin/python -m (.*)$", done.stdout, flags=re.MULTILINE)
+    steps = ["ruff check", "ruff format --check", "mypy", "pytest -m", "pytest -x --nbval"]
+    places = [next(i for i, x in enumerate(commands) if x.startswith(step)) for step in steps]
+    assert places == sorted(places)
+
+
+@needs_make
+@pytest.mark.parametrize("name", ["my file.yaml", "it's 2.yaml", "plain.yaml"])
+def test_make_experiment_takes_any_name_of_a_file(name, tmp_path):
+    """With a Python that only notes what it was called with."""
+    python, log, params = tmp_path / "venv/bin/python", tmp_path / "log", tmp_path / name
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f"#!{sys.executable}\nimport sys\n"
+        f"open({str(log)!r}, 'a').write(repr(sys.argv[1:]) + '\\n')\n"
+        "print('the records.jsonl') if 'aisp.experiment.main_results' in sys.argv else None\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / "venv/.stamp").touch()
+    params.write_text("profile: smoke\n")
+    done = make("experiment", f"VENV={tmp_path / 'venv'}", f"PARAMS={params}")
+    assert done.returncode == 0, done.stderr
+    calls = [ast.literal_eval(line) for line in log.read_text().splitlines()]
+    assert ["-m", "aisp.experiment.main_results", str(params)] in calls
+    (executed,) = (call for call in calls if "papermill" in call)
+    assert executed[executed.index("-f") + 1] == str(params)
+    assert f"outputs/06_{params.stem}.ipynb" in executed
+    assert calls[-1][:4] == ["-m", "aisp.experiment", "show", "the records.jsonl"]
+    assert f"executed notebook: outputs/06_{params.stem}.ipynb" in done.stdout
+
+
+@needs_make
 @pytest.mark.parametrize(
-    "given, said", [([], "which parameters?"), (["PARAMS=no.yaml"], "no file no.yaml")]
+    "given, said",
+    [
+        ([], "which parameters?"),
+        (["PARAMS=no.yaml"], "no file no.yaml"),
+        (["PARAMS=no such.yaml"], "no file no such.yaml"),
+    ],
 )
 def test_make_experiment_asks_for_its_parameters_before_it_installs_anything(given, said):
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
-    env = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
-    command = ["make", "experiment", "VENV=nowhere", *given]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = make("experiment", "VENV=nowhere", *given)
     assert done.returncode != 0 and said in done.stderr and "notebooks/params" in done.stderr
     assert not (ROOT / "nowhere").exists()
 
@@ -145,6 +200,65 @@ def test_ci_runs_make_test():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK), ".ci/run is not executable"
     assert re.search(r"^exec make test$", script.read_text(), flags=re.MULTILINE)
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=[p.stem for p in WORKFLOWS])
+def test_workflows_call_targets_of_make_and_exact_versions_of_actions(path):
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"} and workflow["concurrency"]["group"]
+    for name, job in workflow["jobs"].items():
+        assert 0 < job["timeout-minutes"] <= 360, name
+        commands = [step["run"] for step in job["steps"] if "run" in step]
+        assert commands, f"{name} runs nothing"
+        for command in commands:
+            program, target, *_ = command.split()
+            assert program == "make" and target in targets(), command
+        for action in (step["uses"] for step in job["steps"] if "uses" in step):
+            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+\.\d+\.\d+", action), action
+
+
+def test_the_workflows_run_the_command_of_the_readme_and_the_notebooks():
+    test, nightly = (
+        yaml.safe_load((ROOT / ".github/workflows" / name).read_text(encoding="utf-8"))
+        for name in ("test.yml", "nightly.yml")
+    )
+    assert "    make test " in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert test["jobs"]["test"]["steps"][-1]["run"] == "make test"
+    versions = test["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert versions == ["3.11", "3.12", "3.13"]
+    assert PROJECT["project"]["requires-python"] == f">={versions[0]}"
+    runs = [step.get("run") for job in nightly["jobs"].values() for step in job["steps"]]
+    assert {"make notebooks PROFILE=cpu", "make test-slow"} <= set(runs)
+
+
+def test_hooks_before_a_commit_run_pinned_tools_of_the_environment():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    entries = [hook["entry"].split() for repo in config["repos"] for hook in repo["hooks"]]
+    assert [entry[2] for entry in entries] == ["ruff", "ruff", "mypy"]
+    assert all(entry[:2] == [".venv/bin/python", "-m"] for entry in entries)
+    assert {entry[2] for entry in entries} <= set(pinned_versions())
+
+
+def test_types_are_checked_everywhere_and_few_lines_are_left_out():
+    settings = PROJECT["tool"]["mypy"]
+    assert settings["files"] == ["aisp"] and not {"exclude", "ignore_errors"} & set(settings)
+    assert settings["python_version"] == PROJECT["project"]["requires-python"].removeprefix(">=")
+    for override in settings["overrides"]:
+        assert set(override) == {"module", "ignore_missing_imports"}
+        assert not [module for module in override["module"] if module.startswith(("aisp", "*"))]
+    ignored = []
+    for path in sorted((ROOT / "aisp").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert "mypy:" not in text, f"{path.name} changes the settings of mypy for itself"
+        for number, line in enumerate(text.splitlines(), 1):
+            if "type: ignore" in line:
+                ignored.append(f"{path.name}:{number}")
+                reason = r"# type: ignore\[[a-z, -]+\]  # \w.{10,}"
+                assert re.search(reason, line), f"{ignored[-1]} gives no reason"
+    assert len(ignored) <= 10, ignored
 
 
 def test_no_file_names_a_folder_of_one_machine():
@@ -187,16 +301,32 @@ def test_parameters_cell_is_plain_and_papermill_reads_all_of_it(path):
 
     values = {}
     for statement in ast.parse(parameters_cell(path)).body:
-        assert isinstance(statement, ast.Assign), f"line {statement.lineno}: not `name = literal`"
-        (target,) = statement.targets
-        assert isinstance(target, ast.Name), f"line {statement.lineno}: not one plain name"
-        assert statement.lineno == statement.end_lineno, f"{target.id} takes more than one line"
-        values[target.id] = ast.literal_eval(statement.value)
-    assert values, "there are no parameters"
+        assert isinstance(statement, ast.AnnAssign), f"line {statement.lineno}: no `name: type = x`"
+        assert statement.lineno == statement.end_lineno, f"line {statement.lineno} goes on"
+        values[statement.target.id] = ast.literal_eval(statement.value)
+    declared = parameters.of_notebook(path)
+    assert {name: p.stored for name, p in declared.items()} == values
 
     seen = inspect_notebook(str(path))
     assert {name: ast.literal_eval(p["default"]) for name, p in seen.items()} == values
-    assert [name for name, p in seen.items() if not p["help"]] == [], "parameters without a comment"
+    for name, p in seen.items():
+        assert p["help"], f"{name} has no comment"
+        assert p["inferred_type_name"].strip() == " or ".join(declared[name].types)
+
+
+@each_notebook
+def test_stored_parameters_have_their_types_and_the_next_cell_checks_what_is_given(path):
+    declared = parameters.of_notebook(path)
+    parameters.refuse({name: p.stored for name, p in declared.items()}, declared, path.stem)
+    code = [c for c in cells(path) if c["cell_type"] == "code"]
+    assert "parameters" in code[0]["metadata"]["tags"], "something runs before the parameters"
+    source = "".join(code[1]["source"])
+    source = re.sub(r"^%.*$", "", source, flags=re.MULTILINE)
+    statements = [ast.unparse(s) for s in ast.parse(source).body]
+    first = next(s for s in statements if not s.startswith(("import ", "from ")))
+    assert first == "parameters.check()", "what is given is used before it is checked"
+    for cell in code[1:]:  # else this one would be taken for the cell of the parameters
+        assert parameters.declarations("".join(cell["source"])) is None
 
 
 @each_notebook
@@ -213,9 +343,7 @@ SOURCE = re.compile(r"builtin|shp|hh|(shp|hh):[^/].*\.jsonl(\.gz)?")
 each_params = pytest.mark.parametrize("path", PARAMS, ids=[p.stem for p in PARAMS])
 
 
-def stored_parameters() -> dict:
-    body = ast.parse(parameters_cell(ROOT / "notebooks" / "06_main_results.ipynb")).body
-    return {s.targets[0].id: ast.literal_eval(s.value) for s in body}
+MAIN = ROOT / "notebooks" / "06_main_results.ipynb"
 
 
 @each_params
@@ -227,17 +355,11 @@ def test_parameters_are_those_of_the_notebook_and_its_methods_take_them(path):
     from aisp.methods import configure
 
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    stored = stored_parameters()
-    assert set(given) <= set(stored), "papermill only warns about a name that it does not know"
-    for name, value in given.items():
-        default = stored[name]
-        if default is not None and value is not None:
-            assert type(value) is type(default), f"{name}: {value!r} where {default!r} is stored"
+    values = parameters.read(path, MAIN)
     command = "papermill notebooks/06_main_results.ipynb out.ipynb -f "
     assert given["command"] == f"{command}notebooks/params/{path.name}"
     assert SOURCE.fullmatch(given["prompts"]), given["prompts"]
 
-    values = stored | given
     budget = experiment.settings(
         values["profile"],
         **{k: values[k] for k in ("n_prompts", "n", "kappa", "max_new_tokens")},
@@ -278,10 +400,9 @@ def test_every_setting_of_the_paper_has_a_file_and_no_two_write_the_same_records
 
 
 def test_the_notebook_uses_each_of_its_parameters():
-    path = ROOT / "notebooks" / "06_main_results.ipynb"
-    code = [c for c in cells(path) if c["cell_type"] == "code"]
+    code = [c for c in cells(MAIN) if c["cell_type"] == "code"]
     rest = "\n".join(
         "".join(c["source"]) for c in code if "parameters" not in c["metadata"].get("tags", [])
     )
     names = {node.id for node in ast.walk(ast.parse(rest)) if isinstance(node, ast.Name)}
-    assert set(stored_parameters()) <= names
+    assert set(parameters.of_notebook(MAIN)) <= names

@@ -5,7 +5,8 @@
 - `tables`: records to means with intervals, differences and printed tables;
 - `measures`: diversity, coherence and more of the responses in records;
 - `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
-- `bench`: how fast the engine is (notebook 08, `make bench`).
+- `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
+- `bench`: how fast the engine is (notebook 08, `make bench`), with the clock of `timing`.
 
     python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
 """

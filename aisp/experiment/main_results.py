@@ -16,10 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aisp import provenance
 from aisp.checks import real
 from aisp.experiment import records as experiment
 from aisp.experiment import tables
 from aisp.experiment.measures import MEASURES
+from aisp.experiment.parameters import read as read_parameters
 from aisp.intervals import bootstrap, verdict
 from aisp.methods import configure
 from aisp.policy import Policy, Template
@@ -275,13 +277,20 @@ def _interval(records: "pd.DataFrame", column: str, digits: int) -> str:
 
 
 def records_of(params: str | Path) -> Path:
-    """Where notebook 06 writes its records with a file of parameters."""
-    import yaml
+    """Where notebook 06 writes its records with a file of parameters.
 
-    given = yaml.safe_load(Path(params).read_text(encoding="utf-8")) or {}
-    stored = {"name": "main_results", "profile": "smoke"}
-    return experiment.records_path(**{k: given.get(k, v) for k, v in stored.items()})
+    Raises:
+        ValueError: the notebook would refuse the file.
+    """
+    notebook = provenance.checkout() / "notebooks" / "06_main_results.ipynb"
+    values = read_parameters(params, notebook)
+    return experiment.records_path(values["name"], values["profile"])
 
 
 if __name__ == "__main__":
-    print(records_of(sys.argv[1]))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m aisp.experiment.main_results PARAMETERS.yaml")
+    try:
+        print(records_of(sys.argv[1]))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
