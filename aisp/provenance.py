@@ -1,6 +1,7 @@
 """Where the project's files lie, and where a result came from: commit, versions, hashes."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -58,6 +59,11 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(values: Any) -> str:
+    """SHA-256 of plain values (lists, texts, numbers, ...) written as JSON, as hex."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 @contextmanager

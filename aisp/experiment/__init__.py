@@ -3,10 +3,10 @@
 - `records`: `run`, which writes one record per (method, prompt, seed) and resumes; the profiles;
 - `reuse`: starting a file with what other notebooks computed under the same settings;
 - `tables`: records to means with intervals, differences and printed tables;
-- `main_results`, `ablations`: what notebooks 06 and 07 run and measure;
+- `measures`: diversity, coherence and more of the responses in records;
+- `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
-- `bench`: how fast the engine is (notebook 08, `make bench`);
-- `gallery`: which figure is made from which records.
+- `bench`: how fast the engine is (notebook 08, `make bench`), with the clock of `timing`.
 
     python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
 """

@@ -3,3 +3,7 @@
 - `toys`: small systems with exact answers, which `aisp.control` is compared with;
 - `diagnostics`: measurements on the pre-logits of a real model.
 """
+
+from aisp.theory import diagnostics, toys
+
+__all__ = ["diagnostics", "toys"]
