@@ -23,6 +23,8 @@ from torch import Tensor
 from aisp import metrics
 from aisp.experiment import records as experiment
 from aisp.experiment import tables
+from aisp.experiment.contents import UNPUBLISHED
+from aisp.experiment.profiles import records_path
 from aisp.intervals import bootstrap, verdict
 from aisp.methods import configure
 from aisp.policy import Policy, Template
@@ -222,7 +224,7 @@ def measure(
     by_id = {p.id: p for p in prompts}
     whole = tables.finished(records)
     pairs = zip(whole["prompt"], whole["response"], strict=True)
-    whole = whole[[by_id[x].source not in experiment.UNPUBLISHED or "…" not in y for x, y in pairs]]
+    whole = whole[[by_id[x].source not in UNPUBLISHED or "…" not in y for x, y in pairs]]
     asked, texts = [by_id[x] for x in whole["prompt"]], list(whole["response"])
     values = {
         "diversity": metrics.diversity(texts),
@@ -331,7 +333,7 @@ def records_of(params: str | Path) -> Path:
 
     given = yaml.safe_load(Path(params).read_text(encoding="utf-8")) or {}
     stored = {"name": "main_results", "profile": "smoke"}
-    return experiment.records_path(**{k: given.get(k, v) for k, v in stored.items()})
+    return records_path(**{k: given.get(k, v) for k, v in stored.items()})
 
 
 if __name__ == "__main__":

@@ -53,11 +53,19 @@ class Reward(ABC):
 
 
 class CallableReward(Reward):
-    """A plain Python function (prompt, response) -> float."""
+    """A plain Python function (prompt, response) -> float.
 
-    def __init__(self, function: Callable[[Any, str], float]):
-        self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)
+    Attributes:
+        name: the one given, the function's attribute `name`, or else what Python calls it.
+        named: whether one of the first two; records then tell the reward by its name alone.
+    """
+
+    def __init__(self, function: Callable[[Any, str], float], name: str | None = None):
+        given = name if name is not None else getattr(function, "name", None)
+        self.function, self.named = function, given is not None
+        if given is None:
+            given = getattr(function, "__name__", type(function).__name__)
+        self.name = str(given)
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
         values = []
