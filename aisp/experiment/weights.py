@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aisp import assets
 from aisp.provenance import file_sha256
 
-CHUNK = 1 << 20  # elements per number of the digest: 8 MB while it is computed
+CHUNK = (1 << 20) - 1  # elements per number of the digest: 8 MB while it is computed
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -56,7 +56,7 @@ def _sums(tensor: Tensor) -> Iterator[bytes]:
         tensor = torch.view_as_real(tensor.resolve_conj())
     width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.contiguous().reshape(-1).view(width)
-    multipliers = _multipliers().to(tensor.device)
+    multipliers = _multipliers(min(len(bits), CHUNK).bit_length()).to(tensor.device)
     sums = [
         (part.to(torch.int64) * multipliers[: len(part)]).sum()
         for part in bits.split(CHUNK)
@@ -67,10 +67,10 @@ def _sums(tensor: Tensor) -> Iterator[bytes]:
 
 
 @cache
-def _multipliers() -> Tensor:
-    """CHUNK odd 64-bit numbers, by splitmix64 (Steele et al., 2014), which no version changes."""
+def _multipliers(power: int) -> Tensor:
+    """2^power odd 64-bit numbers, by splitmix64 (Steele et al., 2014), which no version changes."""
     with np.errstate(over="ignore"):
-        z = np.arange(1, CHUNK + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = np.arange(1, 2**power + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = (z ^ (z >> np.uint64(31))) | np.uint64(1)
