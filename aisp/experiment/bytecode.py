@@ -12,6 +12,8 @@ def is_installed(module: str | None) -> bool:
     top = (module or "").partition(".")[0]
     if top in sys.stdlib_module_names or top == "aisp":
         return True
+    if top == "__main__":  # a notebook or script, whatever tool runs it
+        return False
     file = getattr(sys.modules.get(module or ""), "__file__", None)
     return file is not None and bool({"site-packages", "dist-packages"} & set(Path(file).parts))
 
