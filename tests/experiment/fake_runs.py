@@ -52,7 +52,7 @@ class Fake:
         return [self.result(p, config, seed, method) for p in prompts]
 
     def result(self, prompt, config, seed, method):
-        rng = random.Random(f"{prompt.id} {seed} {method}")
+        rng = random.Random(f"{prompt.id!a} {seed} {method}")
         value, response = rng.random(), f"{rng.random()} " * rng.choice([1, 5000])
         history = {"reward_best": [value], "tokens": [7], "seconds": [time.perf_counter()]}
         if method == "aisp":
