@@ -17,6 +17,13 @@ from aisp.rewards import RewardError
 HALF = "half \ud800 a pair"
 
 
+def named(id):
+    """A prompt with any id, however strictly `Prompt` looks at it."""
+    prompt = Prompt("p", PROMPTS[0].text, "set")
+    object.__setattr__(prompt, "id", id)
+    return prompt
+
+
 def test_text_that_is_none_is_stored_and_shown_as_its_escape():
     assert storable({"a": [HALF, 1], "\udfff": None}) == {
         "a": [r"half \ud800 a pair", 1],
@@ -29,7 +36,7 @@ def test_text_that_is_none_is_stored_and_shown_as_its_escape():
 
 
 def test_half_a_surrogate_pair_anywhere_leaves_a_file_that_can_be_read(fake, tmp_path, monkeypatch):
-    prompts = [Prompt(f"p{HALF}", "question", "set"), Prompt("p1", "question", "set")]
+    prompts = [named(f"p{HALF}"), PROMPTS[1]]
 
     def fails(prompt, config, seed, method):
         raise RewardError(f"the reward said {HALF}")
@@ -56,9 +63,8 @@ def test_files_that_have_such_text_already_are_read(fake, tmp_path):
     path.write_text("".join(json.dumps(one) + "\n" for one in lines))
     records = experiment.load(path)
     assert set(records["prompt"]) == {r"p\ud800"} and set(records["response"]) == {r"\udc00"}
-    prompt = Prompt("p\ud800", PROMPTS[0].text, "set")
     fake.batches.clear()
-    run_fake(path, [prompt])
+    run_fake(path, [named("p\ud800")])
     assert fake.batches == []
 
 
