@@ -10,7 +10,7 @@ from aisp.prompts import Prompt
 
 
 class BatchSize:
-    """How large batches are in one run: smaller after one that killed the process.
+    """How large the batches of one label are: smaller after one in which the process was killed.
 
     Attributes:
         most: what was asked for.

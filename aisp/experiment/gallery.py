@@ -122,7 +122,7 @@ def draw(name: str, results: str | Path) -> "Figure":
 def _read(path: Path) -> Any:
     import pandas as pd
 
-    from aisp.experiment.tables import load
+    from aisp.experiment.reading import load
 
     if path.suffix == ".json":
         tables = json.loads(path.read_text())["tables"]

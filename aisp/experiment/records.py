@@ -97,6 +97,7 @@ def run(
     plan = _plan(methods, prompts, policy, reward, seeds)
     with opened(Path(path)) as file:
         done = _done(file, plan)
+        file.unfinished = [note for note in file.unfinished if not _keys(note) <= done]
         todo = [
             (label, seed, [p for p in prompts if (label, storable(p.id), seed) not in done])
             for label in methods
@@ -106,9 +107,7 @@ def run(
         if total:
             run_id = uuid.uuid4().hex[:12]
             file.note_run({run_id: _provenance(plan, batch, command)})
-            failed = _compute(
-                file, plan, todo, run_id, _size(batch, file.unfinished, done), progress
-            )
+            failed = _compute(file, plan, todo, run_id, batch, progress)
             _tell(failed, total)
     return load(file.path)
 
@@ -149,14 +148,9 @@ def _done(file: RecordsFile, plan: Plan) -> set[Key]:
     return done
 
 
-def _size(batch: int, unfinished: dict[str, Any] | None, done: set[Key]) -> BatchSize:
-    """How large batches are, given what the run before was killed in, unless that is done now."""
-    try:
-        note = unfinished or {"prompts": []}
-        killed = {(note["label"], prompt, note["seed"]) for prompt in note["prompts"]}
-    except (KeyError, TypeError):  # not a note of ours
-        killed = set()
-    return BatchSize(batch, None if killed <= done else len(killed))
+def _keys(note: dict[str, Any]) -> set[Key]:
+    """What a run was computing when it was killed."""
+    return {(note["label"], prompt, note["seed"]) for prompt in note["prompts"]}
 
 
 def _compute(
@@ -164,7 +158,7 @@ def _compute(
     plan: Plan,
     todo: list[tuple[str, int, list[Prompt]]],
     run_id: str,
-    size: BatchSize,
+    batch: int,
     progress: bool,
 ) -> list[dict[str, Any]]:
     """Compute and record all that is to do; the records of what failed."""
@@ -173,7 +167,7 @@ def _compute(
     failed = []
     total = sum(len(rest) for *_, rest in todo)
     with tqdm(total=total, disable=not progress, unit="prompt", file=sys.stderr) as bar:
-        for records in _batches(file, plan, todo, size):
+        for records in _batches(file, plan, todo, batch):
             file.append([{"run": run_id} | one for one in records])
             failed += [one for one in records if one["reward"] is None]
             bar.set_description(printable(records[-1]["label"]))
@@ -184,9 +178,15 @@ def _compute(
     return failed
 
 
-def _batches(file, plan: Plan, todo, size: BatchSize) -> Iterator[list[dict[str, Any]]]:
+def _batches(
+    file: RecordsFile, plan: Plan, todo: list[tuple[str, int, list[Prompt]]], batch: int
+) -> Iterator[list[dict[str, Any]]]:
     """The records of all that is to do, as they are finished."""
+    killed = {note["label"]: len(note["prompts"]) for note in file.unfinished}
+    sizes = {label: BatchSize(batch, killed.get(label)) for label, _, prompts in todo if prompts}
     for label, seed, prompts in todo:
+        if not prompts:
+            continue
         parameters, about = plan.methods[label], {"label": label, "seed": seed}
         shared = {"policy": plan.policy, "reward": plan.reward, "seed": seed, "progress": False}
         compute = partial(align, **shared, **parameters)
@@ -203,7 +203,7 @@ def _batches(file, plan: Plan, todo, size: BatchSize) -> Iterator[list[dict[str,
 
         # Alike in length: little padding.
         prompts = sorted(prompts, key=partial(_length, plan.policy))
-        for group, outs in attempts(compute, prompts, size, begin):
+        for group, outs in attempts(compute, prompts, sizes[label], begin):
             head["batch"] = len(group)
             yield [head | contents(p, out) for p, out in zip(group, outs, strict=True)]
 

@@ -35,7 +35,8 @@ class RecordsFile:
         path: of the file; another one once the first was replaced.
         records: what it held when it was opened, by key.
         runs: those that wrote it, by id.
-        unfinished: what `begin` noted of the batch in which the run before was killed, or None.
+        unfinished: the batches in which runs before were killed, as `begin` noted them; whoever
+            computes them, or finds them done, takes them out.
     """
 
     def __init__(self, path: Path, file: FileIO, refused: OSError | None) -> None:
@@ -44,7 +45,7 @@ class RecordsFile:
         self.records, torn = parse(path.name, bytes(self.kept))
         self.runs = provenance_of(path)
         self.batch_note = self.path.with_suffix(".batch.json")
-        self.unfinished = _note(self.batch_note)
+        self.unfinished = _notes(self.batch_note)
         if self.refused is None:
             self._mend(torn)
             for old in _leftovers(self.path):
@@ -54,8 +55,13 @@ class RecordsFile:
         """Add records at the end, safely on the disk."""
         self.keep()
         content = "".join(json.dumps(storable(one)) + "\n" for one in records).encode()
+        try:
+            _write(self.file, content)
+        except OSError:  # what a full disk took of it is a torn line
+            size = os.fstat(self.file.fileno()).st_size
+            self.kept += content[: max(0, size - len(self.kept))]
+            raise
         self.kept += content
-        _write(self.file, content)
 
     def note_run(self, runs: dict[str, dict[str, Any]]) -> None:
         """Note runs in NAME.runs.json, before their first record.
@@ -71,16 +77,20 @@ class RecordsFile:
         self._write_runs()
 
     def begin(self, batch: dict[str, Any]) -> None:
-        """Note that a batch is being computed, for the next run, should this one be killed by it."""
+        """Note that a batch is being computed, for the next run, should this one be killed by it.
+
+        Args:
+            batch: its label, its seed and its prompts' ids.
+        """
+        self.unfinished = [note for note in self.unfinished if note["label"] != batch["label"]]
         with replacing(self.batch_note) as new:
-            new.write_text(json.dumps(storable(batch)) + "\n", encoding="utf-8")
+            new.write_text(json.dumps(storable([*self.unfinished, batch])), encoding="utf-8")
 
     def keep(self) -> None:
         """Go on in a new file if the one at the path is no longer the one that was opened."""
         if self.refused is not None or self._in_place():
             return
-        _release(self.file)
-        lost = self.path
+        lost, file = self.path, self.file
         lost.parent.mkdir(parents=True, exist_ok=True)
         run = list(self.runs)[-1] if self.noted else "copy"
         for more in itertools.count():
@@ -92,6 +102,7 @@ class RecordsFile:
         _lock(self.file)
         _write(self.file, self.kept)
         self._write_runs()
+        _release(file)
         print(
             f"{lost.name} was removed, replaced or changed by something else while this run wrote "
             f"it. All that it held, and what this run adds, is now in {self.path}. To go on with "
@@ -109,7 +120,7 @@ class RecordsFile:
                 self._keep_runs()
         finally:
             if self.refused is None:
-                self.batch_note.unlink(missing_ok=True)
+                self._keep_notes()
             _release(self.file)
 
     def _keep_runs(self) -> None:
@@ -120,6 +131,14 @@ class RecordsFile:
         if not self.runs.keys() <= noted.keys():
             self.runs = noted | self.runs
             self._write_runs()
+
+    def _keep_notes(self) -> None:
+        """Leave the notes of batches that another run is to compute, and no others."""
+        if not self.unfinished:
+            self.batch_note.unlink(missing_ok=True)
+        elif self.unfinished != _notes(self.batch_note):
+            with replacing(self.batch_note) as new:
+                new.write_text(json.dumps(storable(self.unfinished)), encoding="utf-8")
 
     def _in_place(self) -> bool:
         mine = os.fstat(self.file.fileno())
@@ -244,12 +263,13 @@ def _write(file: FileIO, content: bytes | bytearray) -> None:
         raise
 
 
-def _note(path: Path) -> dict[str, Any] | None:
+def _notes(path: Path) -> list[dict[str, Any]]:
+    """The notes of batches in a file; none where it is missing or holds something else."""
     try:
-        note = json.loads(read(path))
-    except (OSError, ValueError):
-        return None
-    return note if isinstance(note, dict) else None
+        notes = json.loads(read(path))
+        return [note for note in notes if {"label", "seed"} < note.keys() and set(note["prompts"])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _leftovers(path: Path) -> list[Path]:

@@ -291,17 +291,30 @@ def test_batches_grow_again_after_a_kill_and_a_note_of_what_is_done_counts_nothi
     path = tmp_path / "e.jsonl"
     prompts = [Prompt(f"p{i}", "x", "s") for i in range(20)]
     note = {"label": "B", "seed": 0, "prompts": [f"p{i}" for i in range(8)]}
-    path.with_suffix(".batch.json").write_text(json.dumps(note))
+    path.with_suffix(".batch.json").write_text(json.dumps([note]))
     run_fake(path, prompts, B, batch=8)
     assert fake.batches == [4, 8, 8]
     assert "killed within a batch of 8: going on with 4" in capsys.readouterr().err
     fake.batches.clear()
-    for left in (json.dumps(note), "{", "[]", '{"prompts": 3}'):
+    for left in (json.dumps([note]), "{", "[]", '[{"prompts": 3}]', json.dumps(note)):
         path.with_suffix(".batch.json").write_text(left)
         run_fake(path, prompts, {"C": {"method": "aisp"}, **B}, batch=8, seeds=[len(left)])
         assert fake.batches[:3] == [8, 8, 4], left
         fake.batches.clear()
         assert not path.with_suffix(".batch.json").exists()
+
+
+def test_a_note_waits_for_the_run_that_computes_its_label(fake, tmp_path):
+    path = tmp_path / "e.jsonl"  # notebook 06 runs twice: with and without the chat template
+    run_fake(path, methods={"C": {"method": "aisp"}})
+    note = {"label": "B", "seed": 0, "prompts": [p.id for p in PROMPTS[:8]]}
+    path.with_suffix(".batch.json").write_text(json.dumps([note]))
+    for prompts in (PROMPTS, [*PROMPTS, Prompt("p10", "x", "s")]):  # with nothing to do, and with
+        run_fake(path, prompts, {"C": {"method": "aisp"}}, batch=8)
+        assert json.loads(path.with_suffix(".batch.json").read_text()) == [note]
+    fake.batches.clear()
+    run_fake(path, methods=B, batch=8)
+    assert fake.batches == [4, 6] and not path.with_suffix(".batch.json").exists()
 
 
 def test_an_error_or_an_interrupt_is_no_kill(fake, tmp_path, monkeypatch):
@@ -358,18 +371,22 @@ def test_complete_records_may_be_read_only(fake, readable):
     assert path.read_bytes() == content and fake.batches == []
 
 
-def test_a_full_disk_is_an_error_that_names_the_file(fake, tmp_path):
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
-    from io import FileIO
+@posix
+def test_a_disk_that_is_full_is_an_error_that_names_the_file(fake, tmp_path):
+    import resource
 
-    from aisp.experiment.storage import _write
-
-    with (
-        pytest.raises(OSError, match=r"No space left.*/dev/full"),
-        FileIO("/dev/full", "w") as full,
-    ):
-        _write(full, b"x")
+    path = tmp_path / "e.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OSError, match=r"e\.jsonl"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
+        try:
+            run_fake(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.stat().st_size == 8_000
+    assert {file.name for file in tmp_path.iterdir()} == {"e.jsonl", "e.runs.json"}
+    with pytest.warns(UserWarning, match="the last line was torn"):
+        assert len(run_fake(path)) == 20
 
 
 def test_a_seed_or_parameter_that_is_none_leaves_no_file(fake, tmp_path):
