@@ -3,7 +3,7 @@
 - `profiles`: what notebooks run at, and where their records lie;
 - `records`: `run`, which writes one record per (method, prompt, seed) and resumes. It uses
   `batches` (how many prompts at once), `contents` (what a record holds; `quotations`), `identity`
-  (what tells records apart; `digests`, `weights`) and `storage` (the file: locked, never lost);
+  (what tells records apart; `digests`, `bytecode`, `weights`) and `storage` (the file: locked, never lost);
 - `reuse`: starting a file with what other notebooks computed under the same settings;
 - `reading`: a file of records to a table of them; `text`: what is safe to store and to print;
 - `tables`: records to means with intervals, differences and printed tables;

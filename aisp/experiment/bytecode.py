@@ -10,7 +10,8 @@ from pathlib import Path
 def is_installed(module: str | None) -> bool:
     """Whether code is of Python, of an installed package or of this one, and so known by its name."""
     top = (module or "").partition(".")[0]
-    if top in sys.stdlib_module_names or top == "aisp":
+    # transformers keeps the code that comes with a checkpoint under a name of its own.
+    if top in sys.stdlib_module_names or top in ("aisp", "transformers_modules"):
         return True
     if top == "__main__":  # a notebook or script, whatever tool runs it
         return False

@@ -157,7 +157,10 @@ class _Walk:
 
     def module(self, value: nn.Module, what: str) -> None:
         for kind in sorted({type(part) for part in value.modules()}, key=_full_name):
-            self.visit(kind, what)
+            try:
+                self.add(self.digests.of(kind))
+            except UnidentifiedError:  # the weights tell enough
+                self.add(_full_name(kind))
         self.add(self.digests.once(value, weights_sha256))
         config: Any = getattr(value, "config", None)  # of a model of transformers, or anything
         self.add(_told(config.to_diff_dict()) if hasattr(config, "to_diff_dict") else None)

@@ -90,13 +90,12 @@ def _reward(reward: Any, digests: Digests) -> dict[str, Any]:
     try:
         return {"reward": reward.name, "reward_sha256": digests.of(reward)}
     except UnidentifiedError as error:
-        give = "CallableReward(function, name='{}-1')"
+        give = f"CallableReward(function, name='{reward.name}-1')"
         if not isinstance(reward, CallableReward):
-            give = "in its class, name = '{}-1'"
+            give = f"in its class, name = '{type(reward).__name__}-1'"
         raise ValueError(
             f"the reward {reward.name!r} cannot be told from others by its content: {error}. Give "
-            "it a name that stands for it, and another one whenever it changes: "
-            + give.format(reward.name)
+            f"it a name that stands for it, and another one whenever it changes: {give}"
         ) from error
 
 
@@ -147,7 +146,8 @@ def differences(
         made = {k: v for k, v in made.items() if k in there}
         if "policy" not in made or "reward" not in made:
             return None
-    pairs = {k: (record["config"].get(k), config.get(k)) for k in {**record["config"], **config}}
+    stored = record["config"] or {}
+    pairs = {k: (stored.get(k), config.get(k)) for k in {**stored, **config}}
     pairs |= {k: (there.get(k), v) for k, v in made.items()}
     return {k: (old, new) for k, (old, new) in pairs.items() if old != new}
 

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,16 @@ def load(path: str | Path) -> "pd.DataFrame":
             f"{path.name}: the last line is torn and was left out; the next run sets it aside",
             stacklevel=2,
         )
-    return pd.DataFrame(rows(records.values()))
+    rows = []
+    for one in records.values():
+        filled = {
+            # Early records do not count reward calls: their methods scored each sample once.
+            "reward_calls": one.get("reward_calls", one["samples"]),
+            "error": one.get("error"),
+            "reward": float("nan") if one["reward"] is None else one["reward"],
+        }
+        rows.append(one | filled)
+    return pd.DataFrame(rows)
 
 
 def read(path: Path) -> bytes:
@@ -56,20 +64,6 @@ def check_regular(path: Path) -> None:
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise ValueError(f"{path} is {kind}; records are a regular file, NAME.jsonl")
-
-
-def rows(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records with what early and failed ones do not have, as rows of a table."""
-    filled = []
-    for one in records:
-        more = {
-            # Early records do not count reward calls: their methods scored each sample once.
-            "reward_calls": one.get("reward_calls", one["samples"]),
-            "error": one.get("error"),
-            "reward": float("nan") if one["reward"] is None else one["reward"],
-        }
-        filled.append(one | more)
-    return filled
 
 
 def parse(name: str, content: bytes) -> tuple[dict[Key, dict[str, Any]], bytes]:

@@ -112,7 +112,14 @@ def run(
     return load(file.path)
 
 
-def _plan(methods, prompts, policy, reward, seeds) -> Plan:
+def _plan(
+    methods: dict[str, dict[str, Any]],
+    prompts: Sequence[Prompt],
+    policy: Policy,
+    reward: Any,
+    seeds: Sequence[int],
+) -> Plan:
+    """What is asked for, or the error that says what is wrong with it."""
     if len({storable(p.id) for p in prompts}) < len(prompts):
         raise ValueError("two prompts share an id; records tell prompts apart by their ids")
     for label in methods:

@@ -19,11 +19,11 @@ CHUNK = (1 << 20) - 1  # elements per number of the digest: 8 MB while it is com
 def weights_sha256(model: nn.Module) -> str:
     """A digest of every parameter and stored buffer: name, dtype, shape and bits.
 
-    The same on every device, and under a second for 135M parameters, because the bits of a
-    mebi-element become one number before they are hashed: their sum modulo 2^64, each times a fixed
-    odd number of its own. So one changed bit always shows, and anything else that is not made to
-    deceive, with probability all but one. Weights that are kept off their device ("meta") are told
-    by name, dtype, shape and the model's commit on the hub alone.
+    The same on every device. It takes under a second for 135M parameters, because before they are
+    hashed, the bits of a million elements become one number: the sum, modulo 2^64, of each element
+    times a fixed odd number of its own. One changed bit always changes it. Other changes could
+    leave it as it is by chance, one in about 2^64, or where they are made to deceive. Weights that
+    are kept off their device ("meta") are told by name, dtype, shape and commit on the hub alone.
     """
     digest, known = hashlib.sha256(), {}
     for name, tensor in sorted(model.state_dict().items()):

@@ -36,7 +36,7 @@ class RewardError(ValueError):
 class Reward(ABC):
     """Scores responses; derive from it for a reward of your own that works on batches."""
 
-    name: str = "reward"
+    name: str = "reward"  # records tell rewards by it: give a class of your own another one
     files: tuple[Path, ...] = ()  # weights of its own, which records name by their hash
 
     @abstractmethod

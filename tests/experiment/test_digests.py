@@ -218,6 +218,16 @@ def test_policies_differ_by_weights_template_and_end_tokens(tiny, byte_tokenizer
     assert digest(stretched) != digest(policy.model)  # the same weights, another function
 
 
+def test_a_model_whose_code_cannot_be_told_is_told_by_its_weights():
+    model = defined(
+        "import torch\nk = O()\nclass M(torch.nn.Linear):\n def extra(self): return k",
+        "M",
+        O=Opaque,
+    )
+    first, second = model(1, 1), model(1, 1)
+    assert digest(first) == digest(first) != digest(second)
+
+
 def test_a_change_between_two_runs_is_seen(tiny):
     import copy
 

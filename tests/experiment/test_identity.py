@@ -13,7 +13,7 @@ from aisp import experiment
 from aisp.alignment import SearchConfig
 from aisp.experiment import identity
 from aisp.methods import configure
-from aisp.rewards import CallableReward
+from aisp.rewards import CallableReward, Reward
 
 CONFIGS = {"A": configure("best_of_n")}
 ONE = {"A": {"method": "best_of_n"}}
@@ -108,6 +108,13 @@ def test_what_cannot_be_told_is_refused_and_named(fake, tmp_path):
     assert not (tmp_path / "e.jsonl").exists()
     judge.name = "mine"
     run(tmp_path / "e.jsonl", reward=judge)
+
+    class Batched(Reward):
+        def score(self, prompts, responses):
+            return torch.zeros(len(responses))
+
+    with pytest.raises(ValueError, match="in its class, name = 'Batched-1'"):
+        run(tmp_path / "e.jsonl", reward=Batched())
 
     def template(messages):
         return judge(messages, "")

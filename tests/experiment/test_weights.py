@@ -51,6 +51,20 @@ def test_a_models_digest_is_of_names_and_weights(tiny):
     assert weights_sha256(renamed[0]) != weights_sha256(renamed[1])
 
 
+def test_provenance_names_the_file_that_lies_in_the_cache(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from aisp import assets
+    from aisp.provenance import file_sha256
+
+    monkeypatch.setenv("AISP_CACHE", str(tmp_path))
+    stored = tmp_path / assets.POLICY_FOLDER / "model.safetensors"
+    stored.parent.mkdir()
+    stored.write_bytes(b"something else")  # overwritten, with the good manifest beside it
+    policy = SimpleNamespace(name="embedded", model=nn.Linear(1, 1))
+    assert weights.weight_files(policy) == {"model.safetensors": file_sha256(stored)}
+
+
 def test_weights_that_are_kept_elsewhere_are_told_by_name():
     with torch.device("meta"):
         model = nn.Linear(2, 3)
