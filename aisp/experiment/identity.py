@@ -146,7 +146,7 @@ def differences(
         made = {k: v for k, v in made.items() if k in there}
         if "policy" not in made or "reward" not in made:
             return None
-    stored = record["config"] or {}
+    stored = record.get("config") or {}
     pairs = {k: (stored.get(k), config.get(k)) for k in {**stored, **config}}
     pairs |= {k: (there.get(k), v) for k, v in made.items()}
     return {k: (old, new) for k, (old, new) in pairs.items() if old != new}

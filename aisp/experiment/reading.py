@@ -12,11 +12,10 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str, int]  # label, prompt id, seed
 
-# What every record has, the early ones too.
-FIELDS = (
-    *("label", "method", "config", "seed", "prompt", "prompt_text", "reward", "response"),
-    *("samples", "tokens", "seconds", "history", "interrupted"),
-)
+# What makes a line a record, and what tables take for granted besides.
+FIELDS = ("label", "prompt", "seed", "reward", "samples", "tokens", "seconds")
+DEFAULTS: dict[str, Any] = {"method": None, "config": None, "prompt_text": None, "response": None}
+DEFAULTS |= {"history": None, "interrupted": False, "error": None}
 
 
 def load(path: str | Path) -> "pd.DataFrame":
@@ -43,12 +42,10 @@ def load(path: str | Path) -> "pd.DataFrame":
         )
     rows = []
     for one in records.values():
-        filled = {
-            # Early records do not count reward calls: their methods scored each sample once.
-            "reward_calls": one.get("reward_calls", one["samples"]),
-            "error": one.get("error"),
-            "reward": float("nan") if one["reward"] is None else one["reward"],
-        }
+        # Early records do not count reward calls: their methods scored each sample once.
+        filled = {"reward_calls": one.get("reward_calls", one["samples"])}
+        filled |= {name: value for name, value in DEFAULTS.items() if name not in one}
+        filled["reward"] = float("nan") if one["reward"] is None else one["reward"]
         rows.append(one | filled)
     return pd.DataFrame(rows)
 
@@ -106,10 +103,16 @@ def _missing(one: Any) -> str:
     missing = [repr(field) for field in FIELDS if field not in one]
     if missing:
         return f"it has no {', '.join(missing)}"
-    kinds = {"label": str, "prompt": str, "seed": int, "config": dict | None, "samples": int}
-    wrong = [f"{k} is {one[k]!r}" for k, kind in kinds.items() if not isinstance(one[k], kind)]
-    if not isinstance(one["reward"], int | float | None):
-        wrong.append(f"reward is {one['reward']!r}")
+    kinds: dict[str, Any] = {
+        "label": str,
+        "prompt": str,
+        "seed": int,
+        "config": dict | None,
+        "samples": int,
+    }
+    kinds |= dict.fromkeys(("tokens", "seconds"), int | float) | {"reward": int | float | None}
+    pairs = {name: one.get(name) for name in kinds}
+    wrong = [f"{k} is {v!r}" for k, v in pairs.items() if not isinstance(v, kinds[k])]
     return "; ".join(wrong)
 
 

@@ -150,7 +150,7 @@ def _done(file: RecordsFile, plan: Plan) -> set[Key]:
             other |= identity.prompt_difference(one, prompt)
         if other:
             raise ValueError(identity.refusal(file.path.name, key, other, one))
-        if not one["interrupted"]:
+        if not one.get("interrupted"):
             done.add(key)
     return done
 

@@ -63,9 +63,9 @@ def take_over(
             run = known.get(one.get("run", ""), {})
             if key in taken or its_seed != seed or label not in made or prompt not in by_id:
                 continue
-            if one["prompt_text"] != by_id[prompt].text or run.get("device") != device:
+            if one.get("prompt_text") != by_id[prompt].text or run.get("device") != device:
                 continue
-            whole = one["reward"] is not None and not one["interrupted"]
+            whole = one["reward"] is not None and not one.get("interrupted")
             if whole and identity.differences(one, described[label], made[label], known) == {}:
                 taken[key] = one
                 runs[one["run"]] = run | {"taken_over_from": source.name}

@@ -82,7 +82,7 @@ def test_show_refuses_what_is_no_file_of_records(fake, tmp_path, capsys):
         "none": "there are no records at",
         "folder": "is a folder; records are a regular file",
         "pipe": "is a pipe or a device; records are",
-        "fields": "line 1 of 1 is no record (it has no 'method', 'config'",
+        "fields": "line 1 of 1 is no record (it has no 'reward', 'samples', 'tokens', 'seconds')",
         "list": "line 1 of 1 is no record (it is a list)",
         "kinds": "is no record (label is 3; reward is 'high')",
         "empty": "holds no records",
