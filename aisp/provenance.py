@@ -82,26 +82,6 @@ def replacing(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-def weights(thing: Any) -> dict[str, str]:
-    """Which weights a policy or reward has: file name -> SHA-256, or "revision" -> commit on the hub.
-
-    Empty where there are none, or none that can be told, as of a Python function.
-    """
-    from aisp import assets
-
-    name, model = str(getattr(thing, "name", "")), getattr(thing, "model", None)
-    if name == "embedded" and model is not None:
-        return assets.POLICY.digests  # of what it was converted from, checked then
-    files = list(getattr(thing, "files", ()))
-    if model is not None and name and Path(name).is_dir():
-        kinds = (".safetensors", ".bin", ".gguf")
-        files += sorted(p for p in Path(name).iterdir() if p.suffix in kinds)
-    if files:
-        return {path.name: file_sha256(path) for path in files}
-    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
-    return {"revision": revision} if revision else {}
-
-
 def environment(device: Any = "cpu") -> dict[str, Any]:
     """Package versions and the device, without naming the machine."""
     import torch

@@ -1,7 +1,11 @@
 """Experiments: methods x prompts x seeds -> records on disk -> tables.
 
-- `records`: `run`, which writes one record per (method, prompt, seed) and resumes; the profiles;
+- `profiles`: what notebooks run at, and where their records lie;
+- `records`: `run`, which writes one record per (method, prompt, seed) and resumes. It uses
+  `batches` (how many prompts at once), `contents` (what a record holds; `quotations`), `identity`
+  (what tells records apart; `digests`, `bytecode`, `weights`) and `storage` (the file: locked, never lost);
 - `reuse`: starting a file with what other notebooks computed under the same settings;
+- `reading`: a file of records to a table of them; `text`: what is safe to store and to print;
 - `tables`: records to means with intervals, differences and printed tables;
 - `measures`: diversity, coherence and more of the responses in records;
 - `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
@@ -11,9 +15,11 @@
     python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
 """
 
-from aisp.experiment.records import PROFILES, records_path, run, settings
+from aisp.experiment.profiles import PROFILES, records_path, settings
+from aisp.experiment.reading import load
+from aisp.experiment.records import run
 from aisp.experiment.reuse import take_over
-from aisp.experiment.tables import comparison, load, paired, summary, table
+from aisp.experiment.tables import comparison, paired, summary, table
 from aisp.intervals import bootstrap
 
 __all__ = [

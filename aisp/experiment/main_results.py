@@ -22,6 +22,7 @@ from aisp.experiment import records as experiment
 from aisp.experiment import tables
 from aisp.experiment.measures import MEASURES
 from aisp.experiment.parameters import read as read_parameters
+from aisp.experiment.profiles import records_path
 from aisp.intervals import bootstrap, verdict
 from aisp.methods import configure
 from aisp.policy import Policy, Template
@@ -284,7 +285,7 @@ def records_of(params: str | Path) -> Path:
     """
     notebook = provenance.checkout() / "notebooks" / "06_main_results.ipynb"
     values = read_parameters(params, notebook)
-    return experiment.records_path(values["name"], values["profile"])
+    return records_path(values["name"], values["profile"])
 
 
 if __name__ == "__main__":

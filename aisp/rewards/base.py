@@ -40,7 +40,7 @@ class RewardError(ValueError):
 class Reward(ABC):
     """Scores responses; derive from it for a reward of your own that works on batches."""
 
-    name: str = "reward"
+    name: str = "reward"  # records tell rewards by it: give a class of your own another one
     files: tuple[Path, ...] = ()  # weights of its own, which records name by their hash
 
     @abstractmethod
@@ -62,12 +62,16 @@ class CallableReward(Reward):
 
     Attributes:
         function: the function.
-        name: the one given, else the function's own.
+        name: the one given, the function's attribute `name`, or else what Python calls it.
+        named: whether one of the first two; records then tell the reward by its name alone.
     """
 
     def __init__(self, function: Callable[[Any, str], float], name: str | None = None):
-        self.function = function
-        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        given = name if name is not None else getattr(function, "name", None)
+        self.function, self.named = function, given is not None
+        if given is None:
+            given = getattr(function, "__name__", type(function).__name__)
+        self.name = str(given)
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
         values = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aisp import experiment
-from aisp.experiment import main_results, measures, records
+from aisp.experiment import identity, main_results, measures, records
 from aisp.methods import configure
 from aisp.prompts import Prompt
 
@@ -23,6 +23,8 @@ class FakePolicy:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     tokenizer: object = None
+    model: object = None
+    eos_ids: tuple[int, ...] = (0,)
 
 
 REWARD = SimpleNamespace(name="embedded")
@@ -64,7 +66,8 @@ def test_templates():
     expected = "User: Hi\n\nAssistant: Hello\n\nUser: Why?\n\nAssistant:"
     assert main_results.template("User")(messages) == expected
     human = FakePolicy(template=main_results.template("Human"))
-    assert records.made_with(human, REWARD)["template"] == "Human"
+    made = identity.made_with(human, REWARD, {"A": configure("best_of_n")})["A"]
+    assert made["template"] == "Human" and len(made["template_sha256"]) == 64
     for wrong in ("User: ", "Continuation", "chatt", ""):
         with pytest.raises(ValueError, match="or the capitalized word that opens"):
             main_results.template(wrong)
@@ -149,7 +152,7 @@ def test_methods_have_one_order_whatever_was_written_first():
     assert [list(of["prompt"]) for _, of in found[:-1].groupby("label")] == [["p0", "p1", "p2"]] * 9
 
 
-def test_taken_over_are_records_that_agree_in_everything(tmp_path):
+def test_taken_over_are_records_that_agree_in_everything(tmp_path, byte_tokenizer):
     asked = prompts()
     run = {"policy": "embedded", "template": "chat", "dtype": "float32", "device": "cpu"}
     runs = {"r1": {**run, "reward": "embedded"}, "r2": {**run, "reward": "another"}}
@@ -168,7 +171,7 @@ def test_taken_over_are_records_that_agree_in_everything(tmp_path):
     (tmp_path / "old.jsonl").write_text(lines)
     methods, _ = main_results.plan(None, FakePolicy(), REWARD, BUDGET)
     path = tmp_path / "new.jsonl"
-    given = (methods, asked, FakePolicy(), REWARD)
+    given = (methods, asked, FakePolicy(tokenizer=byte_tokenizer), REWARD)
     assert experiment.take_over(path, None, *given) == {} and not path.exists()
     assert experiment.take_over(path, "none,old", *given) == {"AISP": 1}
     assert [json.loads(line) for line in path.read_text().splitlines()] == [good]
