@@ -16,9 +16,9 @@
 """
 
 from aisp.experiment.profiles import PROFILES, records_path, settings
-from aisp.experiment.reading import load
 from aisp.experiment.records import run
 from aisp.experiment.reuse import take_over
+from aisp.experiment.store.reading import load
 from aisp.experiment.tables import comparison, paired, summary, table
 from aisp.intervals import bootstrap
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aisp import metrics
-from aisp.experiment.contents import UNPUBLISHED
+from aisp.experiment.store.contents import UNPUBLISHED
 from aisp.experiment.tables import finished
 from aisp.policy import Policy
 from aisp.prompts import Prompt

@@ -24,11 +24,11 @@ from aisp.alignment import SearchConfig
 from aisp.checks import whole
 from aisp.experiment import identity
 from aisp.experiment.batches import BatchSize, attempts
-from aisp.experiment.contents import contents
-from aisp.experiment.reading import Key, load
-from aisp.experiment.storage import RecordsFile, opened
-from aisp.experiment.text import printable, storable
-from aisp.experiment.weights import weight_files
+from aisp.experiment.identity.weights import weight_files
+from aisp.experiment.store.contents import contents
+from aisp.experiment.store.reading import Key, load
+from aisp.experiment.store.storage import RecordsFile, opened
+from aisp.experiment.store.text import printable, storable
 from aisp.methods import align, configure
 from aisp.policy import Policy
 from aisp.prompts import Prompt

@@ -7,8 +7,8 @@ from typing import Any
 
 from aisp.experiment import identity
 from aisp.experiment.profiles import file_name
-from aisp.experiment.reading import Key, parse, provenance_of, read
-from aisp.experiment.storage import opened
+from aisp.experiment.store.reading import Key, parse, provenance_of, read
+from aisp.experiment.store.storage import opened
 from aisp.methods import configure
 from aisp.policy import Policy
 from aisp.prompts import Prompt

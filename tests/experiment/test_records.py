@@ -58,7 +58,7 @@ def test_records_hold_what_align_returns(tiny, tmp_path):
 
 def test_runs_name_the_weights_by_hash_or_revision(embedded, tmp_path):
     from aisp import assets
-    from aisp.experiment.weights import weight_files
+    from aisp.experiment.identity.weights import weight_files
     from aisp.provenance import data_path, file_sha256
 
     for name, folder in {"embedded": "reward_head", "embedded-judge": "judge"}.items():
@@ -454,7 +454,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(fake, tmp_path):
 
 
 def test_where_there_are_no_locks_a_warning_says_so(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("aisp.experiment.storage.fcntl", None)
+    monkeypatch.setattr("aisp.experiment.store.storage.fcntl", None)
     with pytest.warns(UserWarning, match=r"cannot be locked \(this system has no flock\)"):
         assert len(run_fake(tmp_path / "e.jsonl")) == len(PROMPTS) * 2
 

@@ -35,7 +35,7 @@ def test_aligners_that_cannot_be_loaded(tiny, trained_adapter, tmp_path, monkeyp
         load_aligner(tmp_path / "nothing", policy)
     with pytest.raises(ValueError, match=r"belongs to the embedded policy.*'tiny-llama'"):
         aisp.align("Hi", policy, reward, "ram", **SMALL)
-    monkeypatch.setattr("aisp.assets.data_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("aisp.assets.embedded.data_path", lambda name: tmp_path / name)
     embedded = aisp.Policy(policy.model, policy.tokenizer, name="embedded")
     with pytest.raises(ValueError, match=r"there is no aligner at .*python -m aisp.training.ram"):
         load_aligner("embedded", embedded)

@@ -87,7 +87,7 @@ def weight_files(thing: Any) -> dict[str, str]:
     """
     name, model = str(getattr(thing, "name", "")), getattr(thing, "model", None)
     files = list(getattr(thing, "files", ()))
-    folder = assets.cache_dir() / assets.POLICY_FOLDER if name == "embedded" else Path(name)
+    folder = assets.cache_dir() / assets.POLICY_FOLDER if assets.is_embedded(name) else Path(name)
     if model is not None and name and folder.is_dir():
         files += stored_weights(folder)
     if files:

@@ -10,7 +10,7 @@ from fake_runs import PROMPTS, run_fake
 from aisp import experiment
 from aisp.experiment import tables
 from aisp.experiment.__main__ import main
-from aisp.experiment.text import printable, storable
+from aisp.experiment.store.text import printable, storable
 from aisp.prompts import Prompt
 from aisp.rewards import RewardError
 

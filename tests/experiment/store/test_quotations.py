@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aisp.experiment.quotations import unquoted, without
+from aisp.experiment.store.quotations import unquoted, without
 from aisp.prompts import Prompt
 
 

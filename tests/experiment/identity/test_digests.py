@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import aisp
-from aisp.experiment.digests import Digests, UnidentifiedError
+from aisp.experiment.identity.digests import Digests, UnidentifiedError
 from aisp.rewards import CallableReward, Reward
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from aisp.experiment import weights
-from aisp.experiment.weights import tensor_digest, weights_sha256
+from aisp.experiment.identity import weights
+from aisp.experiment.identity.weights import tensor_digest, weights_sha256
 
 
 def bits_changed(tensor, index, bit):

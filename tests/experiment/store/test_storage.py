@@ -13,7 +13,7 @@ from fake_runs import POLICY, PROMPTS, Fake, comparable, install, reward, run_fa
 
 from aisp import experiment
 from aisp.experiment import reuse
-from aisp.experiment.storage import opened
+from aisp.experiment.store.storage import opened
 from aisp.prompts import Prompt
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and flock")

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from aisp.experiment.bytecode import globals_read, is_installed
-from aisp.experiment.weights import tensor_digest, weights_sha256
+from aisp.experiment.identity.bytecode import globals_read, is_installed
+from aisp.experiment.identity.weights import tensor_digest, weights_sha256
 from aisp.policy import Policy
 from aisp.provenance import file_sha256
 from aisp.rewards.base import CallableReward, Reward

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from aisp.alignment import Alignment
-from aisp.experiment.quotations import unquoted
+from aisp.experiment.store.quotations import unquoted
 from aisp.prompts import Prompt
 
 # Sets whose texts may not be published, and so stand in no record.

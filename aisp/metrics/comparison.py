@@ -1,6 +1,6 @@
 """Which of two responses is better: judges, and how often one system wins against another.
 
-The names of this module that users call are also in `aisp.metrics`.
+The names that users call are also in `aisp.metrics`.
 """
 
 import math

@@ -18,8 +18,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from aisp.experiment.reading import check_regular, parse, provenance_of, read, sidecar
-from aisp.experiment.text import storable
+from aisp.experiment.store.reading import check_regular, parse, provenance_of, read, sidecar
+from aisp.experiment.store.text import storable
 from aisp.provenance import replacing
 
 # Windows has no flock.

@@ -13,17 +13,19 @@ from typing import Any
 
 from torch import nn
 
-from aisp.alignment import SearchConfig
-from aisp.experiment.contents import prompt_sha256
-from aisp.experiment.digests import Digests, UnidentifiedError
-from aisp.experiment.weights import stored_weights
+from aisp import assets
+from aisp.assets import is_embedded
+from aisp.experiment.identity.digests import Digests, UnidentifiedError
+from aisp.experiment.identity.weights import stored_weights
+from aisp.experiment.store.contents import prompt_sha256
 from aisp.policy import Policy
 from aisp.prompts import Prompt
 from aisp.provenance import data_path, file_sha256
 from aisp.rewards.base import CallableReward, Reward
+from aisp.state import SearchConfig
 
-# Fields of configurations that may name a trained part by its path, and the one shipped here.
-PARTS = {"aligner": "ram", "value": "value/value.safetensors"}
+# Fields of configurations that may name a trained part by its path, and its kind.
+PARTS = {"aligner": "aligner", "value": "value function"}
 
 ADVICE = {
     "policy_sha256": "the policy has other weights, settings or another tokenizer under its name",
@@ -105,7 +107,7 @@ def _parts(label: str, config: SearchConfig, digests: Digests) -> dict[str, str]
     for name in (field.name for field in fields(config)):
         value = getattr(config, name)
         if name in PARTS and isinstance(value, str | Path):
-            path = data_path(PARTS[name]) if str(value) == "embedded" else Path(value)
+            path = data_path(assets.PARTS[PARTS[name]].path) if is_embedded(value) else Path(value)
             files = stored_weights(path) if path.is_dir() else [path]
             if all(file.is_file() for file in files):  # else the method says what is missing
                 told[f"{name}_sha256"] = digests.of([file_sha256(file) for file in files])

@@ -7,8 +7,8 @@ import torch
 from tiny import llama
 
 import aisp
-from aisp import comparison
 from aisp.intervals import bootstrap
+from aisp.metrics import comparison
 from aisp.rewards import RewardError, load_reward
 
 TURNS = [

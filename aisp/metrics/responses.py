@@ -2,7 +2,7 @@
 
 Functions of N responses give N numbers, (N,) float64 on the CPU, so that a table can average them
 over prompts with an interval (`aisp.intervals.bootstrap`). Win rates are computed in
-`aisp.comparison`, whose names are found here too. A number is only comparable with another
+`aisp.metrics.comparison`, whose names are found here too. A number is only comparable with another
 one of the same convention (diversity), encoder (coherence), pair of policies (KL) or judge (wins):
 name it beside the number.
 """
@@ -18,31 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from aisp.assets import EMBEDDED
 from aisp.checks import choice
-from aisp.comparison import (
-    QUESTION,
-    Judge,
-    check_texts,
-    language_model_judge,
-    reward_judge,
-    win_rate,
-)
+from aisp.metrics.comparison import check_texts
 from aisp.policy import Policy, require_same_vocabulary
 from aisp.prompts import as_messages
 from aisp.rewards.encoder import SentenceEncoder, load_encoder
-
-__all__ = [
-    "QUESTION",
-    "Judge",
-    "coherence",
-    "diversity",
-    "kl_to_base",
-    "language_model_judge",
-    "length",
-    "reward_judge",
-    "surprisal",
-    "token_kl",
-    "win_rate",
-]
 
 ADDED = {"plain": 0, "re-control": 1}  # convention of diversity -> added to the number of m-grams
 

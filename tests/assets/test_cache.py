@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aisp import cache
-from aisp.cache import AssetError, cache_dir, prepared
+from aisp.assets import cache
+from aisp.assets.cache import AssetError, cache_dir, prepared
 from aisp.provenance import file_sha256
 
 CONTENT = {"a.bin": b"weights", "sub/b.json": b"{}"}
