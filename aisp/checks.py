@@ -1,8 +1,8 @@
 """Checks of what users pass in: the value as plain Python, or an error that says what is allowed.
 
-A parameter that is no plain number would be compared, stored and printed in ways of its own, so that
-numpy's numbers, tensors of one element and fractions become `int` and `float` on entry. Booleans,
-text and numbers that are not whole are never taken for something else.
+Numbers of other types compare, store and print differently. So numpy's numbers, tensors of one
+element and fractions become `int` or `float` on entry. Booleans, text and fractional values are never
+converted silently.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 def whole(
     name: str, value: Any, least: int | None = None, most: int | None = None, note: str = ""
 ) -> int:
-    """A whole number in [least, most].
+    """A whole number in [least, most], as an int.
 
     Args:
         name: of the parameter, for the error.

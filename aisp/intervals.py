@@ -1,4 +1,4 @@
-"""Intervals that claims about methods come with, and what they support."""
+"""Confidence intervals for claims about methods, and the verdicts that they support."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -45,7 +45,7 @@ def bootstrap(
 
 
 def verdict(low: float, high: float) -> str:
-    """What the interval of a difference supports: "higher", "lower", or "undecided" around 0."""
+    """What the interval of a difference supports: "higher", "lower", or "undecided" (it contains 0)."""
     return "higher" if low > 0 else "lower" if high < 0 else "undecided"
 
 

@@ -1,6 +1,6 @@
 """The policy: a frozen causal language model together with its tokenizer and prompt template.
 
-A policy is model *and* template: the same weights under another template are another law over
+A policy is model *and* template: the same weights under another template give another law over
 responses. Nothing here is specific to one architecture; whatever `AutoModelForCausalLM` loads, on
 one device or spread over several by `device_map`, is a policy.
 """

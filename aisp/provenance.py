@@ -70,7 +70,7 @@ def json_sha256(values: Any) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to that takes the place of `path` when the block ends without an error.
 
-    So that whoever reads `path`, or finds it after a kill, finds the old content or the new, whole.
+    A reader of `path`, also after a kill, sees the old content or the complete new one.
     """
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:

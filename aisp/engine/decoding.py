@@ -70,7 +70,7 @@ def take_token(
         raise ValueError("uniforms is None; sampled decoding takes one number in [0, 1) per row")
     if logits.is_cuda:
         return _sampled(logits, decoding, uniforms)
-    # A few rows at a time stay in a CPU's cache, where the whole batch in float32 would not.
+    # A few rows at a time fit in a CPU's cache; the whole batch in float32 would not.
     parts = zip(logits.split(rows_at_once), uniforms.split(rows_at_once), strict=True)
     return torch.cat([_sampled(rows, decoding, u) for rows, u in parts])
 

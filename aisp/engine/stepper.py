@@ -1,9 +1,9 @@
 """One frozen model over many responses that decode in lockstep: from tokens to the next logits.
 
 A forward pre-hook on the model's own output embeddings changes the pre-logits (arXiv:2510.26219,
-the perturbed decoding rule), so that biases, logit scaling and soft-capping stay the model's
-business and no model code is copied. A prefix runs through the model once per prompt; its keys and
-values are kept once where the model's attention allows that (`aisp.engine.attention`).
+the perturbed decoding rule), so the model itself applies biases, logit scaling
+and soft-capping, and no model code is copied. A prefix runs through the model once per prompt; its
+keys and values are kept once where the model's attention allows that (`aisp.engine.attention`).
 
 Hook and attention are in place only while a `Stepper` runs its model. Several steppers, over one
 model or over models that share weights, can therefore take turns.

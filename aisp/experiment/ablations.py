@@ -112,7 +112,7 @@ class _Settings:
         return label
 
     def noise(self, label: str | None = None, **changed: Any) -> str:
-        # lam enters only the ESS that is reported, and is that of notebook 02's sweep.
+        # lam affects only the reported ESS; 2 is the value in notebook 02's sweep.
         held = {"adapt": False, "lam": 2, "sigma": self.sigma}
         given = {"method": "aisp", **held, **self.budget, **changed}
         label = f"{NOISE}, {label or 'sigma={:g}'.format(given['sigma'])}"
@@ -234,7 +234,7 @@ def questions_of(records: "pd.DataFrame") -> tuple[dict[str, Question], int]:
     size = max((config["n"] * config["kappa"] for config in runs.values()), default=0)
     if f"{AISP}, {size} samples" not in runs:
         raise ValueError(
-            "no records of the long runs of AISP, which the other settings stand beside"
+            "no records of the long runs of AISP, with which the other settings are compared"
         )
     long = runs[f"{AISP}, {size} samples"]
     kappa = mode(config["kappa"] for config in runs.values())
@@ -250,7 +250,7 @@ def with_first_parts(
     import pandas as pd
 
     long = records[records["label"].isin(questions["budget"].labels)]
-    first = tables.after(long, kappa)
+    first = tables.stopped_after(long, kappa)
     return pd.concat([records, first.assign(label=first["label"] + FIRST)], ignore_index=True)
 
 
@@ -298,7 +298,7 @@ def by_budget(
         runs = tables.finished(records[records["label"] == label])
         longest = max((len(h["iteration"]) for h in runs["history"]), default=0)
         for k in range(longest.bit_length()):
-            parts.append(tables.after(runs, 2**k).assign(label=which))
+            parts.append(tables.stopped_after(runs, 2**k).assign(label=which))
     found = pd.concat(parts, ignore_index=True)
     answered, texts = [by_id[x] for x in found["prompt"]], list(found["response"])
     found["judged"] = measure_or_nan("judge", judge.score, answered, texts).numpy()

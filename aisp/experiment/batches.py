@@ -59,7 +59,7 @@ def attempts(
         outs: list[Any] | None
         try:
             outs = compute(group)
-        except Exception as error:  # an overnight run shall not end at whatever one prompt meets
+        except Exception as error:  # one failing prompt must not end an overnight run
             outs = [f"{type(error).__name__}: {error}"] if len(group) == 1 else None
             out_of_memory = _out_of_memory(error)
         if outs is None and out_of_memory:
@@ -78,7 +78,7 @@ def attempts(
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether the GPU's memory was exhausted, be it within a reward, whose errors are wrapped."""
+    """Whether the GPU's memory was exhausted, also inside a reward, whose errors are wrapped."""
     while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = error.__cause__
     return error is not None

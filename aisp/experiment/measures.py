@@ -37,7 +37,7 @@ def measure(
 ) -> "pd.DataFrame":
     """Records with diversity, coherence, surprisal under the policy and length in its tokens.
 
-    With a judge, also what it scores each response, `judged`. See `aisp.metrics` for the formulas.
+    With a judge, also its score of each response, `judged`. See `aisp.metrics` for the formulas.
     What cannot be measured is NaN: records that failed or were interrupted; responses to prompts
     that may not be published, where a quotation of the prompt was replaced by an ellipsis; and
     single values that the judge or the policy cannot give, such as of a text too long for it, with
@@ -77,7 +77,7 @@ def measure_or_nan(
         name: of what is measured, for the warning about pairs without a value.
 
     Raises:
-        Exception: the first of them, where no pair can be measured.
+        Exception: the first pair's error, if no pair can be measured.
     """
     try:
         return function(prompts, texts)

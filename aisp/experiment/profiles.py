@@ -5,7 +5,7 @@ from typing import Any
 
 from aisp.provenance import checkout
 
-# What an experiment notebook runs at where its parameters do not say otherwise.
+# Settings of an experiment notebook unless its parameters say otherwise.
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {"n_prompts": 2, "n": 4, "kappa": 2, "max_new_tokens": 12},
     "cpu": {"n_prompts": 24, "n": 16, "kappa": 8, "max_new_tokens": 48},

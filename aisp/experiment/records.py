@@ -81,7 +81,7 @@ def run(
 
     Returns:
         `load(path)`. An interrupt writes and returns what there is; the interrupted prompts are
-        run anew the next time. (One that comes before anything of a batch is scored is raised.)
+        run again next time. (An interrupt before anything of a batch is scored is raised.)
         Where the file was removed or replaced meanwhile, the records are in a new one beside it,
         which is named on stderr and loaded here.
 
@@ -134,13 +134,13 @@ def _plan(
 
 
 def _done(file: RecordsFile, plan: Plan) -> set[Key]:
-    """What need not be computed; an error where a record is of something else than asked for."""
+    """Keys that need no computing; an error if a record was made with other settings."""
     done = set()
     by_id = {storable(prompt.id): prompt for prompt in plan.prompts}
     described = {label: config.describe() for label, config in plan.configs.items()}
     for key, one in file.records.items():
         label, prompt = key[0], by_id.get(key[1])
-        # A failed record is no result that those of another configuration would mix with.
+        # A failed record has no result, so nothing of another configuration can mix with it.
         if one["reward"] is None or label not in described:
             continue
         other = identity.differences(one, described[label], plan.made[label], file.runs)
@@ -218,7 +218,7 @@ def _batches(
 def _length(policy: Policy, prompt: Prompt) -> float:
     try:
         return len(policy.prefix(prompt))
-    except Exception:  # too long, or not for this template: fails on its own when its turn comes
+    except Exception:  # too long, or unfit for this template: fails alone when its turn comes
         return float("inf")
 
 

@@ -33,11 +33,11 @@ def finished(records: "pd.DataFrame") -> "pd.DataFrame":
     return records[whole]
 
 
-def after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
-    """Records as they would be had their runs stopped after so many iterations.
+def stopped_after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
+    """Records as if their runs had stopped after this many iterations.
 
-    No method looks at how many iterations are to come, so that the first ones of a long run are a
-    short run.
+    No method depends on the number of iterations to come, so the first iterations of a long run
+    are a short run.
 
     Args:
         records: from `load`, with the column `improvements`; shorter ones and failed ones drop out.
@@ -67,7 +67,7 @@ def after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
 def summary(records: "pd.DataFrame", *, draws: int = 10_000, seed: int = 0) -> "pd.DataFrame":
     """Mean best reward per label with a bootstrap 95% interval over prompts.
 
-    Seeds of one prompt are averaged first: prompts, not runs, are the unit that a claim is about.
+    Seeds of one prompt are averaged first: the statistical unit is the prompt, not the run.
 
     Returns:
         One row per label: prompts, reward, low, high; samples, reward_calls, tokens, seconds (means

@@ -25,7 +25,7 @@ def endless(policy: Policy) -> Policy:
 
 
 def prefix_of(policy: Policy, length: int) -> list[int]:
-    """So many token ids: those of a prompt, over and over."""
+    """This many token ids: those of a prompt, repeated."""
     length = whole("prefix", length, least=1)
     ids = policy.prefix(PROMPT)
     return (ids * (length // len(ids) + 1))[:length]

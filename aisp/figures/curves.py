@@ -39,8 +39,8 @@ def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
 def main_results(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """Best reward against samples used, in two panels: sampling methods, and AISP with the others.
 
-    A method that draws a single response (ARGS) pays in reward calls instead of samples: it is a
-    dashed line, and the number of its calls stands there.
+    A method that draws a single response (ARGS) is a dashed line, labeled with its number of reward
+    calls.
 
     Args:
         records: from `aisp.experiment.load`; only prompts that every label has are drawn.

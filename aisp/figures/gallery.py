@@ -45,7 +45,7 @@ def _sweep(records: "pd.DataFrame") -> "Figure":
 def _guided(
     args: "pd.DataFrame", value_function: "pd.DataFrame", re_control: "pd.DataFrame"
 ) -> "Figure":
-    """Of notebook 03, from its records: the mean of RE-Control's samples beside the best."""
+    """Of notebook 03: mean and best reward of RE-Control's samples, from its records."""
     best = re_control.groupby("label", sort=False)["reward"].mean()
     single = re_control.assign(reward=[h["reward_mean"][0] for h in re_control["history"]])
     table = summary(single).rename(columns={"reward": "mean"}).assign(best=best)

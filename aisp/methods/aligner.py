@@ -88,7 +88,7 @@ def inject(policy: Policy, config: Any, seed: int = 0) -> PreTrainedModel:
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices):  # peft initializes from the global state
         torch.manual_seed(seed)
-        # A copy that takes all tensors for copied already: new modules, the same weights.
+        # The memo marks all tensors as copied: new modules that share the same weights.
         twin = copy.deepcopy(model, tensors)
         peft.inject_adapter_in_model(config, twin)  # into the twin itself
         return twin

@@ -1,7 +1,7 @@
 """The value function of RE-Control (Kong et al., arXiv:2406.05954).
 
-V(h) predicts, from the pre-logit h_t of the policy at step t of a response, the reward that the
-response will end with. `aisp.training.value` fits it.
+V(h) predicts the final reward of a response from the policy's pre-logit h_t at step t.
+`aisp.training.value` fits it.
 """
 
 from pathlib import Path

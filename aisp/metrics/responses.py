@@ -2,9 +2,9 @@
 
 Functions of N responses give N numbers, (N,) float64 on the CPU, so that a table can average them
 over prompts with an interval (`aisp.intervals.bootstrap`). Win rates are computed in
-`aisp.metrics.comparison`, whose names are found here too. A number is only comparable with another
-one of the same convention (diversity), encoder (coherence), pair of policies (KL) or judge (wins):
-name it beside the number.
+`aisp.metrics.comparison`, whose names are found here too. Numbers are only comparable
+under the same convention (diversity), encoder (coherence), pair of policies (KL) or judge (wins):
+report it with the number.
 """
 
 import math
@@ -50,8 +50,8 @@ def diversity(
     Args:
         responses: N texts.
         convention: "plain" is the formula above, "re-control" divides by the number of m-grams plus
-            one, as the public code of RE-Control (arXiv:2406.05954) does. That one is always below
-            1, and the more so the shorter a text is. (It also splits with `nltk.word_tokenize`.)
+            one, as the public code of RE-Control (arXiv:2406.05954) does. That value is
+            always below 1, and lower for shorter texts. (It also splits with `nltk.word_tokenize`.)
         split: from a text to its words; default at white space, so that punctuation belongs to the
             word it touches.
 
@@ -121,9 +121,9 @@ def kl_to_base(
 
         sum_{t=1..T} KL(q(. | x, y_<t) || p(. | x, y_<t))
 
-    Its mean over responses drawn from q is KL(q || p) of the whole responses (the chain rule). Over
-    responses that were selected, or drawn with noise around U, it says how far q is from p where
-    they went, and not what selection and noise add: see `surprisal` for a bound on all of it.
+    Its mean over responses drawn from q is KL(q || p) of the whole responses (the chain rule). For
+    responses that were selected, or drawn with noise around U, it measures how far q is from p along
+    these responses, without the KL that selection and noise add; `surprisal` bounds the total.
     Laws are those at temperature 1.
 
     Args:
@@ -174,9 +174,9 @@ def surprisal(
 ) -> Tensor:
     """-log p(y | x) of each response under the base policy, in nats, (N,).
 
-    It is KL(delta_y || p), of the law that always answers y: what a response costs in KL however it
-    was found. Every method has it, those that select and those that decode greedily too, and its
-    mean is an upper bound on the KL of a method's law: KL(q || p) = E_q[-log p(y | x)] - H(q).
+    It equals KL(delta_y || p), where delta_y always answers y: the cost of a response in KL, however
+    it was found. It is defined for every method, whether it selects, steers or decodes greedily, and
+    its mean is an upper bound on the KL of a method's law: KL(q || p) = E_q[-log p(y | x)] - H(q).
 
     Args:
         base, prompts, responses: as in `kl_to_base`.

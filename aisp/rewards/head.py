@@ -146,8 +146,8 @@ def features(
 def _groups(prompts, encoded) -> tuple[list[tuple[list[int], int]], list[int]]:
     """Responses that begin alike, with the length of what they share; and all others.
 
-    A search that tries tokens asks about many extensions of one text. Running that text once for
-    all of them pays where it spares most of the tokens, and costs a pass of its own elsewhere.
+    A token-level search scores many extensions of one text. Running the shared text once is worth
+    it if it is most of the tokens; otherwise the extra pass costs more than it saves.
     """
     by_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -241,7 +241,7 @@ def _encode(policy: Policy, prompt: Any, response: str) -> tuple[list[int], int]
 def _first_layers(model, count: int):
     """The decoder without its layers past `count`, sharing every weight.
 
-    Features of a middle layer need nothing above it; skipping that saves its time.
+    Features of a middle layer need no later layer, so the later ones are skipped.
     """
     decoder = model.get_decoder()
     view = copy.copy(decoder)

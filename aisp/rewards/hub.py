@@ -6,11 +6,11 @@ openbmb/Eurus-RM-7b (Yuan et al., arXiv:2404.02078) keep a stock Llama or Mistra
 `model.` and one row of weights under `regression_head.`, and bring Python code that puts them
 together. That code is not run: the row is loaded as the `score` of transformers' own classifier for
 the backbone, which computes the same thing, reward = regression_head . h with h the last layer's
-output at the last token. Which format a checkpoint reads is told by `architectures` in its config.
+output at the last token. `architectures` in a checkpoint's config says which format it reads.
 
 Not checked here, because the hub is out of reach: the real checkpoints. Names, formats and head are
 those of their model cards and of public code that uses them; the tests save small random models
-with these names. What to look at first, should a score of a real checkpoint disagree with its card:
+with these names. If a score of a real checkpoint disagrees with its card, check first:
 the blank line before "Assistant:" (the card of UltraRM defines its template so, and has a single
 line break in its examples), and whether the tokenizer puts the beginning-of-text token first.
 """
@@ -174,7 +174,7 @@ def load_reward_model(
 
 
 class RewardModel:
-    """Stands where `load_pretrained` takes one of transformers' Auto classes."""
+    """Takes the place of a transformers Auto class in `load_pretrained`."""
 
     @staticmethod
     def from_pretrained(source: str | Path, **options: Any) -> tuple[PreTrainedModel, dict]:

@@ -1,8 +1,8 @@
 """Measurements on pre-logits: are they Gaussian, and which softmax does Gaussian noise resemble?
 
-The theory needs Gaussian *perturbations*, which are ours to choose. What is measured here is the
-assumption that motivates a Gaussian base law, pre-logits that are themselves Gaussian, and what
-greedy decoding of noisy pre-logits does as a sampler.
+The theory needs Gaussian *perturbations*, which we choose. This module measures two other things:
+whether pre-logits are Gaussian, the assumption that motivates a Gaussian base law; and how greedy
+decoding of noisy pre-logits behaves as a sampler.
 
 Shapes: N pre-logits of width d, vocabulary size |V|, P positions, K draws per position.
 """

@@ -138,7 +138,7 @@ def calibrate(
 
 
 def write(folder: Path, head: Head, report: dict[str, Any]) -> None:
-    """head.safetensors and report.json; the report is printed too, but for its candidates."""
+    """Write head.safetensors and report.json; print the report without its candidates."""
     folder.mkdir(parents=True, exist_ok=True)
     head.save(folder / "head.safetensors")
     report = {"layer": head.layer, "pooling": head.pooling, **report}

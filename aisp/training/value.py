@@ -56,8 +56,8 @@ def train(
 
     The validation loss is the mean squared difference between V(h_t) and the reward that the
     response really ended with, over all positions of responses to held-out prompts. Its expectation
-    is that of (V - the true value)^2 plus a constant, which the Bellman loss, small for any constant
-    V, is not.
+    is that of (V - the true value)^2 plus a constant. The Bellman loss is no such measure: it is
+    small for any constant V.
 
     Args:
         data: from `value_data.collect`.

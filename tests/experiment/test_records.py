@@ -81,10 +81,10 @@ def test_a_long_run_holds_the_shorter_ones(tiny, tmp_path):
     more = {label: m | {"kappa": 5} for label, m in METHODS.items()}
     long = go(tmp_path / "long.jsonl", tiny(), methods=more)
     short = go(tmp_path / "short.jsonl", tiny())
-    assert comparable(tables.after(long, 2)).equals(comparable(short))
-    assert comparable(tables.after(long, 5)).equals(comparable(long))
-    assert tables.after(short, 3).empty
-    assert (tables.after(long, 1)["reward"] < long["reward"]).any()  # or nothing was shown
+    assert comparable(tables.stopped_after(long, 2)).equals(comparable(short))
+    assert comparable(tables.stopped_after(long, 5)).equals(comparable(long))
+    assert tables.stopped_after(short, 3).empty
+    assert (tables.stopped_after(long, 1)["reward"] < long["reward"]).any()  # or nothing was shown
 
 
 def test_provenance_tells_prompt_sets_apart_by_hash(fake, tmp_path):

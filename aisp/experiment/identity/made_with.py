@@ -158,7 +158,7 @@ def prompt_difference(record: dict[str, Any], prompt: Prompt) -> dict[str, tuple
     """Whether a record is of another text under the prompt's id: as `differences`, empty if not."""
     if "prompt_sha256" in record:
         name, pair = "prompt_sha256", (record["prompt_sha256"], prompt_sha256(prompt))
-    else:  # a record of before the hashes
+    else:  # a record before the hashes
         name, pair = "prompt_text", (record.get("prompt_text"), prompt.text)
     return {} if pair[0] is None or pair[0] == pair[1] else {name: pair}
 

@@ -10,7 +10,7 @@ from aisp.alignment import Alignment
 from aisp.experiment.store.quotations import unquoted
 from aisp.prompts import Prompt
 
-# Sets whose texts may not be published, and so stand in no record.
+# Sets whose texts may not be published, and so are stored in no record.
 UNPUBLISHED = ("shp", "hh")
 QUOTED_AT_LENGTH = 40  # characters: fewer, a response may share with its prompt
 
@@ -53,7 +53,7 @@ def contents(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
 
 
 def prompt_sha256(prompt: Prompt) -> str:
-    """SHA-256 of a prompt's messages, which tells texts apart that may not be stored."""
+    """SHA-256 of a prompt's messages: identifies texts that may not be stored."""
     messages = [[m["role"], m["content"]] for m in prompt.messages]
     return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
 

@@ -16,7 +16,7 @@ ELLIPSIS = "…"
 
 
 def unquoted(text: str, prompt: Prompt, least: int = 12) -> str:
-    """The text without what it quotes of the prompt, be it as such or as a Python literal.
+    """The text with its quotations of the prompt removed, literal or escaped as in Python.
 
     Args:
         least: characters that make a quotation, at least 2; an ellipsis takes the place of each.

@@ -12,7 +12,7 @@ package's sampler, as the system under test.
 
 The two toys share `log_partition(base)` and `tilted_mean(base)`: log E[exp(r / lam)] and the mean of
 the law proportional to exp(r / lam), both over N(base, sigma^2 I). Base 0 gives the paper's Q*; other
-bases give what the weights with alpha > 0 aim at, see `alpha_step`.
+bases give the target of the weights with alpha > 0, see `alpha_step`.
 
 Shapes: n draws, horizon tau, pre-logit width d, vocabulary size m, S = m^tau texts. All float64.
 """

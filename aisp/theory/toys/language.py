@@ -14,7 +14,7 @@ from aisp.theory.toys.laws import tilt
 
 
 class Law(NamedTuple):
-    """What greedy decoding of W (z + v), v ~ N(U, sigma^2 I), does to text."""
+    """The law of texts under greedy decoding of W (z + v), v ~ N(U, sigma^2 I)."""
 
     p: Tensor  # (S,) probability of each text
     mean: Tensor  # (S, tau, d) E[V | text]
