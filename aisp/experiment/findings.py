@@ -6,10 +6,13 @@ or seed states the findings of that run. `Contrast.sentence` says what one diffe
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aisp.experiment.store.reading import load, provenance_of
 from aisp.experiment.tables import paired
 from aisp.intervals import verdict
+from aisp.provenance import checkout
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +72,45 @@ def contrast(
     size = (found["difference"], found["low"], found["high"])
     name = {"judged": "judge"}.get(measure, measure)
     return Contrast(first, second, int(found["prompts"]), *size, name)
+
+
+def origin(path: Path, records: "pd.DataFrame | None" = None) -> Any:
+    """One paragraph for the top of results: what they are of, and from which records.
+
+    Args:
+        path: the records file.
+        records: those of the file that are shown; None is all of them.
+
+    Returns:
+        Markdown for Jupyter: policy, reward, prompts, budget, seeds, commits, how many records, and
+        how long it took to compute them.
+    """
+    from IPython.display import Markdown
+
+    shown = load(path) if records is None else records
+    runs = provenance_of(path)
+    made = [of if isinstance(of, dict) else {} for of in shown.get("made_with", [{}] * len(shown))]
+    about = [runs.get(run, {}) | own for run, own in zip(shown["run"], made, strict=True)]
+
+    def several(name: str) -> str:
+        return ", ".join(sorted({str(one[name]) for one in about if name in one})) or "unknown"
+
+    splits = sorted({(c["n"], c["kappa"]) for c in shown["config"]})
+    lengths = sorted({c["max_new_tokens"] for c in shown["config"]})
+    budget = f"n x kappa = {', '.join(f'{n} x {k}' for n, k in splits)}"
+    sources = sorted({source for one in about for source in one.get("prompts", ())})
+    commits = sorted({str(one.get("commit"))[:7] for one in about if one.get("commit")})
+    hours = shown["seconds"].sum() / 3600
+    inside = path.resolve().is_relative_to(checkout())
+    place = path.resolve().relative_to(checkout()) if inside else path.name
+    return Markdown(
+        f"*Policy {several('policy')} (template {several('template')}, {several('dtype')}), reward "
+        f"{several('reward')}; {shown['prompt'].nunique()} prompts of {', '.join(sources)}; "
+        f"{budget}, at most {', '.join(map(str, lengths))} tokens; seeds {', '.join(map(str, sorted(shown['seed'].unique())))}; "
+        f"commits {', '.join(commits) or 'unknown'}. Read {len(shown):,} records from {place}; "
+        f"delete or rename that file to compute them anew (about {hours:.1f} hours on the machine "
+        "that computed them).*"
+    )
 
 
 def shown(sentences: Sequence[str | Contrast]) -> Any:

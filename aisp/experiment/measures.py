@@ -1,9 +1,11 @@
 """What is measured of responses besides their reward: diversity, coherence, surprisal, length, a judge."""
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from aisp.experiment.store.contents import UNPUBLISHED
 from aisp.experiment.tables import finished
 from aisp.policy import Policy
 from aisp.prompts import Prompt
+from aisp.provenance import file_sha256, replacing
 from aisp.rewards.base import Reward
 from aisp.rewards.encoder import SentenceEncoder
 
@@ -63,6 +66,61 @@ def measure(
     if judge is not None:
         values["judged"] = measure_or_nan("judge", judge.score, answered, texts)
     return records.join(pd.DataFrame({k: v.numpy() for k, v in values.items()}, index=whole.index))
+
+
+def measured(
+    records: "pd.DataFrame",
+    path: Path,
+    prompts: Sequence[Prompt],
+    policy: Policy,
+    *,
+    encoder: SentenceEncoder | str = "embedded",
+    judge: Reward | None = None,
+) -> "pd.DataFrame":
+    """`measure`, kept in NAME.measures.csv beside the records, and read from there the next time.
+
+    Args:
+        records: of `path`, all or some of them.
+        path: the records file.
+        others: as in `measure`.
+    """
+    keys = ["label", "prompt", "seed"]
+
+    def compute() -> "pd.DataFrame":
+        found = measure(records, prompts, policy, encoder=encoder, judge=judge)
+        return finished(found).filter([*keys, "reward", *MEASURES, "judged"])
+
+    made = {
+        "policy": policy.name,
+        "encoder": str(getattr(encoder, "name", encoder)),
+        "judge": None if judge is None else judge.name,
+        "labels": list(records["label"].unique()),
+        "prompts": records["prompt"].nunique(),
+    }
+    table = computed_once(path.with_suffix(".measures.csv"), [path], compute, **made)
+    return records.merge(table.drop(columns="reward"), on=keys, how="left", validate="1:1")
+
+
+def computed_once(
+    path: Path, sources: Sequence[Path], compute: Callable[[], "pd.DataFrame"], **settings: Any
+) -> "pd.DataFrame":
+    """A table that is computed once, and then read as long as it would be the same.
+
+    Args:
+        path: NAME.csv; beside it, NAME.csv.json says what it was computed from.
+        sources: files that decide it, told by their SHA-256.
+        settings: whatever else decides it, plain JSON.
+    """
+    import pandas as pd
+
+    note = path.with_name(path.name + ".json")
+    made = {"sources": {source.name: file_sha256(source) for source in sources}, **settings}
+    if not (path.exists() and note.exists() and json.loads(note.read_text()) == made):
+        with replacing(path) as new:
+            compute().to_csv(new, index=False)
+        with replacing(note) as new:
+            new.write_text(json.dumps(made, indent=1) + "\n")
+    return pd.read_csv(path)
 
 
 def measure_or_nan(

@@ -1,5 +1,6 @@
 """One style for print, and one way to save a figure with where it came from."""
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -78,17 +79,15 @@ def save(
         **parameters: whatever else made the figure, such as seed and command.
 
     Returns:
-        The three paths written.
+        The three paths. Where they hold this very picture, made by the same function from the same
+        source and parameters, they are left as they are: their commit is that of the first drawing.
     """
     folder = Path(folder) if folder else checkout() / "figures"
     if profile == "smoke":
         folder = folder / "smoke"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("pdf", "png", "json")]
-    # No creation date inside: the same data gives the same file.
-    fig.savefig(paths[0], metadata={"CreationDate": None, "ModDate": None})
-    fig.savefig(paths[1], metadata={"Software": None})
-    record = {"figure": name, "profile": profile, **git_state(), "parameters": parameters}
+    record: dict[str, Any] = {"figure": name, "profile": profile, "parameters": parameters}
     if fig.get_label():
         record["function"] = fig.get_label()
     if source is not None:
@@ -96,8 +95,22 @@ def save(
         inside = path.is_relative_to(checkout())
         record["source"] = str(path.relative_to(checkout())) if inside else path.name
         record["source_sha256"] = file_sha256(path)
-    paths[2].write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    # No creation date inside: the same data gives the same file.
+    png = io.BytesIO()
+    fig.savefig(png, format="png", metadata={"Software": None})
+    if all(path.exists() for path in paths) and _drawn(paths, png.getvalue(), record):
+        return paths
+    fig.savefig(paths[0], metadata={"CreationDate": None, "ModDate": None})
+    paths[1].write_bytes(png.getvalue())
+    paths[2].write_text(json.dumps(record | git_state(), indent=1, sort_keys=True) + "\n")
     return paths
+
+
+def _drawn(paths: Sequence[Path], png: bytes, record: dict[str, Any]) -> bool:
+    """Whether the stored files show this picture and say this of it."""
+    stored = json.loads(paths[2].read_text())
+    same = all(stored.get(k) == v for k, v in json.loads(json.dumps(record)).items())
+    return same and paths[1].read_bytes() == png
 
 
 def label_colors(labels: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from aisp import experiment
-from aisp.experiment.findings import Contrast, contrast, shown
+from aisp.experiment.findings import Contrast, contrast, origin, shown
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,16 @@ def test_a_contrast_is_the_paired_difference_of_its_column():
 def test_sentences_become_a_markdown_list():
     lines = shown([Contrast("A", "B", 2, 0.5, 0.2, 0.8), "And that is all."]).data.splitlines()
     assert lines == ["- **A** is above B by 0.50 [0.20, 0.80] (2 prompts).", "- And that is all."]
+
+
+def test_the_origin_names_what_results_are_of():
+    words = origin(experiment.records_path("main_results", "cpu")).data
+    for part in (
+        "Policy embedded (template chat",
+        "32 prompts of builtin",
+        "n x kappa = 1 x 1, 16 x 8, at most 48 tokens",
+    ):
+        assert part in words
+    assert (
+        "Read 288 records from data/results/cpu/main_results.jsonl" in words and "seeds 0" in words
+    )

@@ -201,3 +201,26 @@ def test_paired_differences_show_every_prompt_and_the_mean():
         np.testing.assert_allclose(dots.get_offsets()[:, 0], values)
     found = [x.get_xdata()[0] for x in ax.lines if x.get_marker() == "o"]
     np.testing.assert_allclose(found, [(means["AISP"] - means[x]).mean() for x in names])
+
+
+def test_an_unchanged_figure_leaves_its_files_alone(tmp_path):
+    """So that executing a notebook on unchanged records leaves the checkout as it was."""
+    import matplotlib.pyplot as plt
+
+    def figure(y):
+        fig, ax = plt.subplots()
+        ax.plot([0, y])
+        return fig
+
+    made = dict(profile="cpu", folder=tmp_path, seed=0)
+    paths = figures.save(figure(1), "f", **made)
+    stamp = {"commit": "an earlier one"}
+    paths[2].write_text(json.dumps(json.loads(paths[2].read_text()) | stamp))
+    before = [path.read_bytes() for path in paths]
+    assert figures.save(figure(1), "f", **made) == paths
+    assert [path.read_bytes() for path in paths] == before
+    figures.save(figure(2), "f", **made)
+    assert json.loads(paths[2].read_text())["commit"] != "an earlier one"
+    paths[2].write_text(json.dumps(json.loads(paths[2].read_text()) | stamp))
+    figures.save(figure(2), "f", **(made | {"seed": 1}))
+    assert json.loads(paths[2].read_text())["commit"] != "an earlier one"
