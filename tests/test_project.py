@@ -231,7 +231,7 @@ def test_the_workflows_run_the_command_of_the_readme_and_the_notebooks():
     assert versions == ["3.11", "3.12", "3.13"]
     assert PROJECT["project"]["requires-python"] == f">={versions[0]}"
     runs = [step.get("run") for job in nightly["jobs"].values() for step in job["steps"]]
-    assert {"make notebooks PROFILE=cpu", "make test-slow"} <= set(runs)
+    assert {"make notebooks", "make test-slow"} <= set(runs)
 
 
 def test_hooks_before_a_commit_run_pinned_tools_of_the_environment():
