@@ -250,3 +250,11 @@ def test_logits_that_are_not_finite_are_an_error(tiny, where, decoding):
     broken = aisp.Policy(model, base.tokenizer, name="broken")
     with pytest.raises(FloatingPointError, match="logits are not finite"):
         aisp.align("Hi", broken, vowels, n=2, kappa=1, progress=False, **decoding)
+
+
+def test_a_step_takes_a_plain_function_as_its_reward(tiny):
+    config = AISPConfig(n=3, max_new_tokens=4)
+    state = init(tiny(), "Hi", config)
+    _, info = step(state, tiny(), vowels, config)
+    _, same = step(state, tiny(), CallableReward(vowels), config)
+    assert torch.equal(info.rewards, same.rewards)

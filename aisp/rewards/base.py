@@ -96,10 +96,15 @@ class CallableReward(Reward):
         return torch.tensor(values, dtype=torch.float64)
 
 
-def score(reward: Reward, prompts: Sequence[Any], texts: Sequence[Sequence[str]]) -> Tensor:
+def score(
+    reward: Reward | Callable[[Any, str], float],
+    prompts: Sequence[Any],
+    texts: Sequence[Sequence[str]],
+) -> Tensor:
     """Rewards of P prompts with n responses each, checked.
 
     Args:
+        reward: a Reward, or a function (prompt, response) -> float.
         prompts: P prompts.
         texts: P lists of n responses.
 
@@ -110,6 +115,8 @@ def score(reward: Reward, prompts: Sequence[Any], texts: Sequence[Sequence[str]]
         RewardError: the reward raised, returned the wrong number of values, a non-number, NaN or
             +inf, or rejected (-inf) all n responses of a prompt; it names prompt and candidate.
     """
+    if not isinstance(reward, Reward):
+        reward = CallableReward(reward)
     n = len(texts[0])
     pairs = [(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
     try:
