@@ -13,7 +13,7 @@
 """
 
 from aisp.figures.ablations import ablation, over_optimization
-from aisp.figures.base import COLUMN, PAGE, save, style
+from aisp.figures.base import COLUMN, METHODS, PAGE, looks, save, style
 from aisp.figures.curves import histories, main_results, reward_curves
 from aisp.figures.means import (
     deferral,
@@ -25,10 +25,12 @@ from aisp.figures.speed import runtime, runtime_scaling
 
 __all__ = [
     "COLUMN",
+    "METHODS",
     "PAGE",
     "ablation",
     "deferral",
     "histories",
+    "looks",
     "main_results",
     "over_optimization",
     "paired_differences",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aisp.figures.base import PAGE, labeled
+from aisp.figures.base import PAGE, labeled, looks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,11 +23,13 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.3))
     generate, whole = tables["generate"], tables["whole runs"]
-    for i, (name, group) in enumerate(generate.groupby("name", sort=False)):
+    for name, look in looks(generate["name"]).items():
+        group = generate[generate["name"] == name]
         speed, x = group["tokens_per_second"], group["responses"]
         count = speed * group["seconds"]
         bars = np.array([speed - count / group["high"], count / group["low"] - speed])
-        left.errorbar(x, speed, yerr=bars, label=name, marker="osD"[i], ms=4, capsize=2)
+        signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+        left.errorbar(x, speed, yerr=bars, label=name, ms=4, capsize=2, **signs)
     sizes = sorted(generate["responses"].unique())
     left.set(xscale="log", xlabel="responses decoded together", ylabel="tokens per second")
     left.set_xticks(sizes, sizes)
@@ -35,7 +37,9 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     left.set_ylim(0)
     left.legend()
     bars = np.array([whole["seconds"] - whole["low"], whole["high"] - whole["seconds"]])
-    right.barh(whole["name"], whole["seconds"], xerr=bars, color=["C0", "C1", "0.6"], height=0.6)
+    drawn = looks(whole["name"])
+    colors = [drawn[name].color for name in whole["name"]]
+    right.barh(whole["name"], whole["seconds"], xerr=bars, color=colors, height=0.6)
     right.invert_yaxis()
     right.set(xlabel="seconds per prompt, rewards included")
     return fig
