@@ -5,7 +5,7 @@ reward = aisp.load_reward("embedded", policy=policy)
 out = aisp.align("How do I learn to cook?", policy, reward)
 """
 
-from aisp import control, methods
+from aisp import control, methods, sampler
 from aisp.alignment import Alignment
 from aisp.methods import align
 from aisp.policy import Policy, load_policy
@@ -24,4 +24,5 @@ __all__ = [
     "load_prompts",
     "load_reward",
     "methods",
+    "sampler",
 ]

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from aisp import display
 from aisp.policy import Policy
+from aisp.prompts import as_messages
 from aisp.rewards.base import Reward
 from aisp.state import Info, SearchConfig, SearchState
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 Step = Callable[[SearchState, Policy, Reward, SearchConfig], tuple[SearchState, Info]]
 
@@ -64,6 +67,25 @@ class Alignment:
             f"Alignment({self.method}, reward={self.reward:.3f}, samples={len(self.candidates)}, "
             f"response={self.response[:60]!r})"
         )
+
+    def _repr_html_(self) -> str:
+        """How notebooks show it: prompt, best response, reward, and a curve of all samples."""
+        prompt = as_messages(self.prompt)[-1]["content"]
+        rewards = self.candidates["reward"].tolist()
+        return display.card(self._title, prompt, self.response, self.reward, rewards)
+
+    def plot(self) -> "Figure":
+        """Rewards of all samples and the best so far, as a matplotlib figure."""
+        found = self.candidates
+        return display.rewards_by_sample(
+            found["reward"].tolist(), found["iteration"].tolist(), self._title
+        )
+
+    @property
+    def _title(self) -> str:
+        samples, rounds = len(self.candidates), len(self.history)
+        stopped = ", interrupted" if self.interrupted else ""
+        return f"{self.method}: {samples} samples in {rounds} iterations, seed {self.seed}{stopped}"
 
 
 def search(

@@ -1,8 +1,8 @@
 """Checks of what users pass in: the value as plain Python, or an error that says what is allowed.
 
-A parameter that is no plain number would be compared, stored and printed in ways of its own, so that
-numpy's numbers, tensors of one element and fractions become `int` and `float` on entry. Booleans,
-text and numbers that are not whole are never taken for something else.
+Numbers of other types compare, store and print differently. So numpy's numbers, tensors of one
+element and fractions become `int` or `float` on entry. Booleans, text and fractional values are never
+converted silently.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 def whole(
     name: str, value: Any, least: int | None = None, most: int | None = None, note: str = ""
 ) -> int:
-    """A whole number in [least, most].
+    """A whole number in [least, most], as an int.
 
     Args:
         name: of the parameter, for the error.
@@ -55,7 +55,7 @@ def real(
     Raises:
         ValueError: anything else; True, "1e-3", NaN and infinities among it.
     """
-    number = _real(value)
+    number = as_float(value)
     fits = number is not None and math.isfinite(number) and _within(number, least, most)
     if number is None or not fits or (above is not None and not number > above):
         allowed = _interval(above, least, most)
@@ -104,7 +104,8 @@ def check_finite(config: Any, *names: str, zero: bool = False) -> None:
     check_real(config, *names, **({"least": 0} if zero else {"above": 0}))
 
 
-def _real(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
+    """The value as a float where it is one real number, NaN and infinities among them, else None."""
     if isinstance(value, bool | str | bytes | complex) or _dtype(value).split(".")[-1] == "bool":
         return None
     if "complex" in _dtype(value):

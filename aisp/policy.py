@@ -1,14 +1,14 @@
 """The policy: a frozen causal language model together with its tokenizer and prompt template.
 
-A policy is model *and* template: the same weights under another template are another law over
+A policy is model *and* template: the same weights under another template give another law over
 responses. Nothing here is specific to one architecture; whatever `AutoModelForCausalLM` loads, on
 one device or spread over several by `device_map`, is a policy.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aisp.prompts import as_messages
-
-log = logging.getLogger(__name__)
+from aisp.assets import EMBEDDED, is_embedded
+from aisp.checks import flag, whole
+from aisp.loading import load_pretrained, resolve_device, resolve_dtype
+from aisp.prompts import Messages, as_messages
 
 Template = str | Callable[[list[dict[str, str]]], str]
 
@@ -63,13 +64,18 @@ class Policy:
                 "is no pre-logit to perturb; use a causal language model"
             )
         self.model.eval().requires_grad_(False)
-        if not self.eos_ids:
-            object.__setattr__(self, "eos_ids", _eos_ids(self.model, self.tokenizer))
+        given = tuple(whole("a token id of eos_ids", i) for i in self.eos_ids)
+        object.__setattr__(self, "eos_ids", given or _eos_ids(self.model, self.tokenizer))
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this is the embedded model, which the trained parts in data/ belong to."""
+        return is_embedded(self.name)
 
     @property
     def device(self) -> torch.device:
         """Where the inputs go: the device of the input embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        return next(self.model.get_input_embeddings().parameters()).device
 
     @property
     def head_device(self) -> torch.device:
@@ -101,51 +107,55 @@ class Policy:
             ValueError: an empty or malformed prompt, or one too long for the context.
         """
         messages = as_messages(prompt)
-        if self.template == "chat":
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
+        room = whole("max_new_tokens", max_new_tokens, least=0)
+        if callable(self.template):
+            ids = self.tokenizer(self.template(messages))["input_ids"]
+        elif self.template == "chat":
+            text = chat_text(self.tokenizer, messages, opens_reply=True)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        elif self.template == "continuation":
+        else:
             text = "".join(m["content"] + "\n\n" for m in messages)
             ids = self.tokenizer(text)["input_ids"]
-        else:
-            ids = self.tokenizer(self.template(messages))["input_ids"]
-        if len(ids) + max_new_tokens > self.context_length:
+        if len(ids) + room > self.context_length:
             raise ValueError(
                 f"prompt {messages[-1]['content'][:60]!r} takes {len(ids)} tokens and leaves "
                 f"{self.context_length - len(ids)} of the {self.context_length} positions of "
-                f"{self.name}, but max_new_tokens is {max_new_tokens}; shorten either"
+                f"{self.name}, but max_new_tokens is {room}; shorten either"
             )
         return ids
 
-    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+    @torch.inference_mode()
+    def response_logits(
+        self, prompt: Any, tokens: Sequence[int], U: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the steps that decode a given response, in one forward pass.
+
+        Args:
+            prompt: as in `prefix`.
+            tokens: T token ids of the response.
+            U: (tau, d), added to the pre-logits of the first tau steps, as `aisp.engine.rollout`
+                adds it: in float32, then rounded to the model's dtype.
+
+        Returns:
+            (T, |V|) on the head's device.
+        """
+        if not len(tokens):
+            size = self.model.get_output_embeddings().weight.shape[0]
+            return torch.empty(0, size, device=self.head_device)
+        prefix = self.prefix(prompt, len(tokens))
+        ids = torch.tensor([[*prefix, *tokens[:-1]]], device=self.device)
+
+        moved = nullcontext() if U is None else prelogits_changed(self.model, partial(_moved, U))
+        with moved:
+            return self.model(input_ids=ids, use_cache=False, logits_to_keep=len(tokens)).logits[0]
+
+    def decode(self, tokens: list[list[int]]) -> list[str]:
         """Texts of token sequences, special tokens left out."""
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
-@contextmanager
-def prelogits_changed(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let a function change what enters the model's own output embeddings, while this is active.
-
-    So biases, logit scaling and soft-capping stay the model's business.
-
-    Args:
-        change: from pre-logits (rows, positions, d) to those that are used in their place.
-    """
-
-    def hook(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (change(args[0]), *args[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def load_policy(
-    name: str | Path = "embedded",
+    name: str | Path = EMBEDDED,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -169,75 +179,86 @@ def load_policy(
             Weights are read from safetensors only unless use_safetensors=False is among them.
 
     Raises:
-        ValueError: a model that cannot be found or loaded, with what was tried.
+        ValueError: a model that cannot be found or loaded, with what was tried; one of another kind,
+            whose output embeddings would stay random; weights that are NaN or infinite.
     """
     from transformers import AutoModelForCausalLM
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = resolve_dtype(dtype, device)
-    options = {"use_safetensors": True, **from_pretrained, "trust_remote_code": trust_remote_code}
-    if device_map is not None:
-        options["device_map"] = device_map
-    model, tokenizer = load_pretrained(AutoModelForCausalLM, name, dtype=dtype, **options)
-    if device_map is None:
-        model = model.to(device)
+    device = resolve_device(device)
+    options = {
+        "use_safetensors": True,
+        **from_pretrained,
+        "dtype": resolve_dtype(dtype, device),
+        "trust_remote_code": flag("trust_remote_code", trust_remote_code),
+        "device_map": device_map,
+    }
+    model, tokenizer = load_pretrained(AutoModelForCausalLM, name, device=device, **options)
     if template is None:
         template = "chat" if tokenizer.chat_template else "continuation"
     return Policy(model, tokenizer, template, str(name))
 
 
-def load_pretrained(auto_class, name: str | Path, **options) -> tuple:
-    """Model and tokenizer from the embedded assets, a local path or the hub, or a clear error.
+def _moved(U: Tensor, z: Tensor) -> Tensor:
+    u = U[: z.shape[1]].to(z.device, torch.float32)
+    exact = z.float()
+    return torch.cat([exact[:, : len(u)] + u, exact[:, len(u) :]], 1).to(z.dtype)
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, opens_reply: bool = False
+) -> str:
+    """A conversation in the tokenizer's chat template, and the opening of the reply to it."""
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=opens_reply
+    )
+    assert isinstance(text, str)  # of one conversation that is not tokenized
+    return text
+
+
+def require_same_vocabulary(first: Policy, second: Policy, why: str) -> None:
+    """Refuse two policies whose token ids stand for different tokens.
+
+    The same vocabulary may still be padded to different numbers of logits.
 
     Args:
-        auto_class: the transformers Auto class that builds the model.
-        name: as in `load_policy`.
-        **options: of the model's `from_pretrained`.
+        why: what needs this and what to do; ends the error.
+
+    Raises:
+        ValueError: names both policies and counts their tokens.
     """
-    import transformers
-
-    from aisp import assets
-
-    source = assets.policy_dir() if str(name) == "embedded" else name
-    shared = {k: v for k, v in options.items() if k in ("revision", "token", "trust_remote_code")}
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        return (
-            auto_class.from_pretrained(source, **options),
-            transformers.AutoTokenizer.from_pretrained(source, **shared),
-        )
-    except (OSError, ValueError) as error:
-        where = "as a local path" if Path(source).exists() else "as a local path and on the hub"
+    if first.tokenizer is second.tokenizer:
+        return
+    ours, theirs = first.tokenizer.get_vocab(), second.tokenizer.get_vocab()
+    if ours != theirs:
         raise ValueError(
-            f"cannot load {str(name)!r} ({auto_class.__name__}); tried it {where}. Check the name; "
-            "without network, or for gated models without a token, the Hugging Face hub is out of "
-            f"reach: download the model first, or use 'embedded'. Cause: {error}"
-        ) from error
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
-
-
-def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The dtype asked for, or the fastest sound one for the device."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype is None:
-        cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        fast = device.type == "cuda" or any(
-            cpu.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16")
+            f"{first.name} and {second.name} have different vocabularies ({len(ours)} and "
+            f"{len(theirs)} tokens, {len(ours.items() & theirs.items())} the same); {why}"
         )
-        chosen = torch.bfloat16 if fast else torch.float32
-        log.info("dtype %s chosen for %s", chosen, device)
-        return chosen
-    known = {"bfloat16", "float16", "float32", "float64"}
-    if dtype not in known:
-        raise ValueError(f"dtype is {dtype!r}; known: {', '.join(sorted(known))}")
-    return getattr(torch, dtype)
 
 
-def _eos_ids(model, tokenizer) -> tuple[int, ...]:
+@contextmanager
+def prelogits_changed(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, the model's output embeddings read `change(z)` in the place of z.
+
+    A forward pre-hook, so that biases, scaling and soft-capping of the logits stay the model's
+    business and no model code is copied.
+
+    Args:
+        change: from the pre-logits of a forward pass, (batch, steps, d), to what replaces them;
+            any number of rows and steps.
+    """
+
+    def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(inputs[0]), *inputs[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     listed = getattr(model, "generation_config", None) and model.generation_config.eos_token_id
     ids = {listed} if isinstance(listed, int) else set(listed or ())
     if tokenizer.eos_token_id is not None:

@@ -1,6 +1,7 @@
 """Where the project's files lie, and where a result came from: commit, versions, hashes."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -54,17 +55,22 @@ def git_state() -> dict[str, Any]:
     }
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(values: Any) -> str:
+    """SHA-256 of plain values (lists, texts, numbers, ...) written as JSON, as hex."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to that takes the place of `path` when the block ends without an error.
 
-    So that whoever reads `path`, or finds it after a kill, finds the old content or the new, whole.
+    A reader of `path`, also after a kill, sees the old content or the complete new one.
     """
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
@@ -74,26 +80,6 @@ def replacing(path: Path) -> Iterator[Path]:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
-
-
-def weights(thing: Any) -> dict[str, str]:
-    """Which weights a policy or reward has: file name -> SHA-256, or "revision" -> commit on the hub.
-
-    Empty where there are none, or none that can be told, as of a Python function.
-    """
-    from aisp import assets
-
-    name, model = str(getattr(thing, "name", "")), getattr(thing, "model", None)
-    if name == "embedded" and model is not None:
-        return assets.POLICY.digests  # of what it was converted from, checked then
-    files = list(getattr(thing, "files", ()))
-    if model is not None and name and Path(name).is_dir():
-        kinds = (".safetensors", ".bin", ".gguf")
-        files += sorted(p for p in Path(name).iterdir() if p.suffix in kinds)
-    if files:
-        return {path.name: file_sha256(path) for path in files}
-    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
-    return {"revision": revision} if revision else {}
 
 
 def environment(device: Any = "cpu") -> dict[str, Any]:

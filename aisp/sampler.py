@@ -48,12 +48,12 @@ class AISPConfig(SearchConfig):
             max_new_tokens.
         sigma: standard deviation of the perturbation, in units of the pre-logit. Every logit moves
             by sigma times the norm of its row of the output embeddings.
-        lam: temperature of the reward, in units of reward. It means something only relative to the
-            spread of the rewards: far below it U follows single samples (ess near 1), far above it
-            U stays at 0 (ess near n).
+        lam: temperature of the reward, in units of reward. Compare it with the standard deviation
+            of the rewards over responses to one prompt: far below that U follows single samples
+            (ess near 1), far above it U stays at 0 (ess near n).
         alpha: scales the KL cost in the weights by (1 - alpha).
-        adapt: False holds U at 0: the control "pre-logit noise best-of-n", which separates what
-            adaptation buys from what the proposal distribution buys.
+        adapt: False holds U at 0: the ablation "noise only", which separates the gain from
+            adaptation from the gain of the proposal distribution.
         temperature: 0, greedy decoding of the perturbed logits, makes the response a function of V
             as the derivation needs; sampling is an ablation.
 

@@ -1,5 +1,7 @@
 """The fixtures that every test shares. No test may reach for the network: the switches come first."""
 
+import gzip
+import json
 import os
 from pathlib import Path
 
@@ -84,3 +86,17 @@ def trained_adapter(tiny, tmp_path_factory):
     config = TrainingConfig(**QUICK)
     report = train(tiny(), PAIRS, HELD, config, out=out, work=work, progress=False)
     return out, work, report
+
+
+@pytest.fixture(params=["jsonl", "jsonl.gz"])
+def write(request, tmp_path):
+    """Writes records (or raw lines) as a plain or a compressed file, and returns its path."""
+
+    def write(*records, name="set"):
+        path = tmp_path / f"{name}.{request.param}"
+        lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in records]
+        data = "".join(line + "\n" for line in lines).encode()
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+        return path
+
+    return write

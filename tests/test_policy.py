@@ -1,11 +1,15 @@
 """Policies: loading, templates, and errors that say what to do."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_model
 
 import aisp
-from aisp.policy import Policy, load_policy, resolve_dtype
+from aisp.loading import resolve_dtype
+from aisp.policy import Policy, load_policy, prelogits_changed, require_same_vocabulary
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -68,8 +72,6 @@ def test_templates(tiny, byte_tokenizer):
 
 
 def test_a_tokenizer_without_chat_template_is_a_clear_error(tiny, byte_tokenizer):
-    import copy
-
     bare = copy.deepcopy(byte_tokenizer)
     bare.chat_template = None
     with pytest.raises(ValueError, match="no chat template; pass template='continuation'"):
@@ -77,8 +79,6 @@ def test_a_tokenizer_without_chat_template_is_a_clear_error(tiny, byte_tokenizer
 
 
 def test_end_of_turn_tokens_come_from_model_tokenizer_and_format(tiny, byte_tokenizer):
-    import copy
-
     model = copy.deepcopy(tiny("llama").model)
     model.generation_config.eos_token_id = [5, 6]
     assert Policy(model, byte_tokenizer).eos_ids == (0, 5, 6)
@@ -100,3 +100,53 @@ def test_dtype_names_and_defaults():
     assert resolve_dtype(None, cpu) in (torch.bfloat16, torch.float32)
     with pytest.raises(ValueError, match="dtype is 'float8'; known: bfloat16"):
         resolve_dtype("float8", cpu)
+
+
+def test_the_same_vocabulary_is_required(tiny, embedded):
+    first, second = tiny("llama"), tiny("gpt2")
+    require_same_vocabulary(first, second, "why")
+    copied = dataclasses.replace(second, tokenizer=copy.deepcopy(second.tokenizer))
+    require_same_vocabulary(first, copied, "why")
+    said = r"tiny-llama and embedded have different vocabularies \(258 and 49152 tokens, \d+ the sa"
+    with pytest.raises(ValueError, match=rf"{said}.*; a cascade mixes"):
+        require_same_vocabulary(first, embedded, "a cascade mixes")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_changed_prelogits_enter_the_head_and_only_while_open(tiny, architecture):
+    policy = tiny(architecture)
+    ids = torch.tensor([policy.prefix("Hi")])
+    with torch.inference_mode():
+        plain = policy.model(ids).logits
+        with prelogits_changed(policy.model, lambda z: z.flip(1)):
+            flipped = policy.model(ids).logits
+        with (
+            pytest.raises(ZeroDivisionError),
+            prelogits_changed(policy.model, lambda z: 1 / 0),
+        ):
+            policy.model(ids)
+        again = policy.model(ids).logits
+    torch.testing.assert_close(flipped, plain.flip(1))
+    assert torch.equal(again, plain) and not torch.equal(flipped, plain)
+
+
+def test_only_the_embedded_model_is_embedded(tiny, embedded):
+    assert embedded.is_embedded and not tiny().is_embedded
+
+
+def test_numbers_and_flags_of_a_policy_are_checked(tiny):
+    with pytest.raises(ValueError, match="max_new_tokens is -1; it must be a whole number >= 0"):
+        tiny().prefix("Hi", max_new_tokens=-1)
+    with pytest.raises(ValueError, match="trust_remote_code is 'false'; it must be True or False"):
+        load_policy("embedded", device="cpu", trust_remote_code="false")
+
+
+def test_given_end_tokens_become_plain_integers(tiny):
+    import numpy as np
+
+    policy = dataclasses.replace(tiny(), eos_ids=[np.int64(7), torch.tensor(-1)])
+    assert policy.eos_ids == (7, -1) and all(type(i) is int for i in policy.eos_ids)
+    with pytest.raises(
+        ValueError, match=r"a token id of eos_ids is 2\.0; it must be a whole number"
+    ):
+        dataclasses.replace(tiny(), eos_ids=(2.0,))

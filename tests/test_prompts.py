@@ -12,27 +12,14 @@ import pytest
 
 import aisp.prompts
 import aisp.provenance
-from aisp.prompts import Pair, Prompt, as_messages, hh_messages, hh_pairs, load_prompts
+from aisp.preference_data import hh_pairs
+from aisp.prompts import Prompt, as_messages, load_prompts
 
 USER = {"role": "user", "content": "Why?"}
 REPLY = {"role": "assistant", "content": "Because."}
 # Invented dialogues in the format of HH-RLHF.
 ONE_TURN = "\n\nHuman: Is tea hot?\n\nAssistant: Usually."
 TWO_TURNS = "\n\nHuman: Hi.\n\nAssistant:  Hello!\n\nHuman: Is tea hot?\n\nAssistant: Yes."
-
-
-@pytest.fixture(params=["jsonl", "jsonl.gz"])
-def write(request, tmp_path):
-    """Writes records (or raw lines) as a plain or a compressed file, and returns its path."""
-
-    def write(*records, name="set"):
-        path = tmp_path / f"{name}.{request.param}"
-        lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in records]
-        data = "".join(line + "\n" for line in lines).encode()
-        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-        return path
-
-    return write
 
 
 @pytest.fixture
@@ -161,8 +148,8 @@ def test_as_messages_accepts_every_form_and_copies():
         ([USER, {**USER, "name": "x"}], ValueError, "message 1 has keys .*'name'"),
         ([{"role": "human", "content": "Why?"}], ValueError, "'human'; allowed are system, user"),
         ([{"role": ["user"], "content": "Why?"}], ValueError, "allowed are"),
-        ([{"role": "user", "content": 3}], TypeError, "message 0 has content 3"),
-        ([{"role": "user", "content": None}, USER], TypeError, "message 0 has content None"),
+        ([{"role": "user", "content": 3}], TypeError, "content of message 0 is 3"),
+        ([{"role": "user", "content": None}, USER], TypeError, "content of message 0 is None"),
         ([{"role": "user", "content": " "}], ValueError, "' '; it must contain text"),
         ([USER, REPLY], ValueError, "role 'assistant'; it must be 'user'"),
     ],
@@ -321,73 +308,6 @@ def test_hh_prompt_of_a_split_reply_ends_with_the_user(write):
     assert load_prompts(f"hh:{path}")[0].messages == ({"role": "user", "content": "Is tea hot?"},)
 
 
-def test_hh_messages_of_a_dialogue():
-    user, assistant = {"role": "user"}, {"role": "assistant"}
-    assert hh_messages(TWO_TURNS) == [
-        {**user, "content": "Hi."},
-        {**assistant, "content": "Hello!"},
-        {**user, "content": "Is tea hot?"},
-        {**assistant, "content": "Yes."},
-    ]
-    assert hh_messages(TWO_TURNS.strip()) == hh_messages(TWO_TURNS)
-    assert hh_messages("\n\nHuman: Hi.\n\nAssistant:")[-1] == {**assistant, "content": ""}
-
-
-def test_hh_messages_keeps_the_words_within_a_turn():
-    said = 'Write "Human: hi" and "Assistant: hello".\nHuman: again\n\nThe Assistant: no'
-    messages = hh_messages(f"\n\nHuman: {said}\n\nAssistant: Human: what?\n\nHumans: two")
-    assert [m["role"] for m in messages] == ["user", "assistant"]
-    assert messages[0]["content"] == said
-    assert messages[1]["content"] == "Human: what?\n\nHumans: two"
-
-
-def test_hh_messages_merges_repeated_roles():
-    messages = hh_messages("\n\nHuman: A\n\nHuman: B\n\nAssistant:\n\nAssistant: C\n\nHuman: D")
-    assert [(m["role"], m["content"]) for m in messages] == [
-        ("user", "A\n\nB"),
-        ("assistant", "C"),
-        ("user", "D"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "dialogue", ["", "Hello", "\n\nAssistant: Hi.", "So: \n\nHuman: Hi.", "\n\nhuman: Hi."]
-)
-def test_hh_messages_errors(dialogue):
-    with pytest.raises(ValueError, match="must begin with 'Human:'"):
-        hh_messages(dialogue)
-
-
-def test_hh_pairs_keeps_what_teaches_a_preference(write):
-    two = TWO_TURNS.removesuffix(" Yes.")
-    path = write(
-        {"chosen": two + " Yes.", "rejected": two + " No."},
-        {"chosen": two, "rejected": two + " No."},  # empty reply
-        {"chosen": two + " Yes.", "rejected": two + "  "},
-        {"chosen": two + " Yes.", "rejected": ONE_TURN},  # another prompt
-        {"chosen": two + " Yes.", "rejected": two + "  Yes. "},  # the same reply
-        {"chosen": two + " So.\n\nAssistant: A", "rejected": two + " So.\n\nAssistant: B"},
-        {"chosen": ONE_TURN, "rejected": ONE_TURN + " Not iced."},
-    )
-    pairs = hh_pairs(path)
-    assert [p.id for p in pairs] == ["hh-0", "hh-6"]
-    assert pairs[0] == Pair("hh-0", tuple(hh_messages(TWO_TURNS)[:-1]), "Yes.", "No.")
-    assert (pairs[1].chosen, pairs[1].rejected) == ("Usually.", "Usually. Not iced.")
-    with pytest.raises(FrozenInstanceError):
-        pairs[0].chosen = ""
-
-
-def test_hh_pairs_errors(write, tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing"):
-        hh_pairs(tmp_path / "missing.jsonl")
-    with pytest.raises(ValueError, match="line 1: field `rejected` is None"):
-        hh_pairs(write({"chosen": ONE_TURN}, name="one"))
-    with pytest.raises(ValueError, match=r"line 1: .*ends with a human turn"):
-        hh_pairs(write({"chosen": ONE_TURN, "rejected": "\n\nHuman: Hi."}, name="human"))
-    with pytest.raises(ValueError, match="no usable pair"):
-        hh_pairs(write({"chosen": ONE_TURN, "rejected": ONE_TURN}, name="same"))
-
-
 # The hub
 
 
@@ -462,3 +382,60 @@ def test_real_hh_pairs(hh_file):
     assert left_out == {f"hh-{row}" for row in empty | other_prompt}
     prompts = {p.id: p.messages for p in load_prompts(f"hh:{hh_file}")}
     assert all(prompts[p.id] == p.messages for p in pairs)
+
+
+# what no tokenizer, file or terminal takes
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bad: as_messages(f"Tea {bad}?"),
+        lambda bad: as_messages([{"role": "system", "content": bad}, USER]),
+        lambda bad: Prompt(f"id {bad}", [USER], "test"),
+        lambda bad: Prompt("id", [USER], f"source {bad}"),
+        lambda bad: Prompt("id", [USER], "test", f"category {bad}"),
+    ],
+)
+def test_half_a_character_is_refused(make):
+    make("\U0001f600")  # whole, it is fine
+    with pytest.raises(
+        ValueError, match=r"has the lone surrogate '\\ud83d' at character \d+, in '"
+    ):
+        make("\ud83d")
+
+
+def test_half_a_character_in_a_file_names_the_line(write):
+    path = write({"prompt": "Fine?"}, json.dumps({"prompt": "Cut \ud83d?"}))
+    with pytest.raises(
+        ValueError, match=r"line 2: the content of message 0 has the lone surrogate"
+    ):
+        load_prompts(path)
+
+
+def test_half_a_character_is_refused_before_anything_is_decoded(tiny):
+    with pytest.raises(ValueError, match="lone surrogate"):
+        tiny().prefix("Tea \ud83d?")
+
+
+def test_an_id_that_is_no_string():
+    with pytest.raises(TypeError, match="the prompt's id is 3; make it a string"):
+        Prompt(3, [USER], "test")
+
+
+def test_labels_and_errors_show_no_control_characters():
+    text = "red \x1b[31m, \tnext\nline, \x9b, ñ, שלום, 👩‍👧"
+    label = Prompt("id", text, "test").label
+    assert label == r"red \x1b[31m, next line, \x9b, ñ, שלום, 👩‍👧"
+    assert aisp.prompts.escaped(text) == r"red \x1b[31m, \tnext\nline, \x9b, ñ, שלום, 👩‍👧"
+
+
+def test_limit_and_offset_may_be_numbers_of_numpy():
+    import numpy as np
+
+    assert len(load_prompts(limit=np.int64(2), offset=np.int32(1))) == 2
+    for wrong in (True, np.float32(2), np.bool_(True)):
+        with pytest.raises(ValueError, match=r"limit is .*whole number >= 1"):
+            load_prompts(limit=wrong)
+        with pytest.raises(ValueError, match=r"offset is .*whole number >= 0"):
+            load_prompts(offset=wrong)

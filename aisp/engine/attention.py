@@ -143,12 +143,12 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        pass  # the prefix has told all shapes
+        pass  # shapes are known from the prefix
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         """Write one token's keys and values, and return those of the response so far.
 
-        A static layer returns the whole buffers, and says in `ahead` what of them to hide.
+        A static layer returns the whole buffers; `ahead` marks the positions to hide.
         """
         if self.step is not None and self.ahead is not None:
             self.keys.index_copy_(2, self.step, key_states)

@@ -45,13 +45,16 @@ class Decoding:
 GREEDY = Decoding()
 
 
-def take_token(logits: Tensor, decoding: Decoding, uniforms: Tensor | None) -> Tensor:
+def take_token(
+    logits: Tensor, decoding: Decoding, uniforms: Tensor | None, *, rows_at_once: int = 16
+) -> Tensor:
     """Token ids from logits, by inversion: one uniform number decides one token.
 
     Args:
         logits: (rows, |V|).
         decoding: greedy, or temperature, then top-k, then top-p, in that order.
         uniforms: (rows,) in [0, 1); None for greedy decoding.
+        rows_at_once: how many rows are sampled together on a CPU; it changes no token.
 
     Returns:
         (rows,) token ids.
@@ -67,8 +70,8 @@ def take_token(logits: Tensor, decoding: Decoding, uniforms: Tensor | None) -> T
         raise ValueError("uniforms is None; sampled decoding takes one number in [0, 1) per row")
     if logits.is_cuda:
         return _sampled(logits, decoding, uniforms)
-    # A few rows at a time stay in a CPU's cache, where the whole batch in float32 would not.
-    parts = zip(logits.split(16), uniforms.split(16), strict=True)
+    # A few rows at a time fit in a CPU's cache; the whole batch in float32 would not.
+    parts = zip(logits.split(rows_at_once), uniforms.split(rows_at_once), strict=True)
     return torch.cat([_sampled(rows, decoding, u) for rows, u in parts])
 
 

@@ -28,7 +28,7 @@ Notes = dict[str, list[float]]
 
 
 def _law(logits: Tensor, decoding: Decoding) -> Tensor:
-    """Greedy decoding too mixes the laws at temperature 1: it takes the argmax of the mixture."""
+    """The law to mix; for greedy decoding at temperature 1, as it takes the mixture's argmax."""
     return law(logits, replace(decoding, temperature=decoding.temperature or 1.0))
 
 
@@ -96,8 +96,8 @@ def speculative(
     """Decode with one pass of the large model per `window` tokens drafted by the small one.
 
     Every position of a response has its own three uniform numbers (draft, acceptance, final draw).
-    A position drafted anew after a rejection uses the same ones again, which is sound: until a
-    position is reached, nothing that was decided has looked at them. So a response depends on its
+    A position drafted again after a rejection reuses its numbers. This is sound: no earlier
+    decision has used them. So a response depends on its
     prompt's generator alone, and not on what else is in the batch.
 
     Args:
@@ -131,7 +131,7 @@ def speculative(
         rows, agreed, token = rows[alive], agreed[alive], block[alive, agreed[alive]]
         for cache in (large, small):
             cache.settle(alive, agreed, block.shape[1])
-        # A row has the same window alone as among longer ones: beyond T nothing counts.
+        # The window does not depend on the other rows: positions beyond T are ignored.
         w = min(window, T - int(responses.lengths[rows].min()))
         drawn = u[rows[:, None], responses.positions(rows, w), 0]
         fed, q = _drafted(small, token, drawn, q.shape[-1], decoding)

@@ -157,6 +157,8 @@ def rollout(
     decoding: Decoding = GREEDY,
     generators: Sequence[torch.Generator] | None = None,
     keep_prelogits: bool = False,
+    share_prefixes: bool = True,
+    take_token: Callable[[Tensor, Decoding, Tensor | None], Tensor] = take_token,
 ) -> Rollout:
     """Decode n responses to each prefix in one batch.
 
@@ -172,6 +174,8 @@ def rollout(
         generators: one per prefix, on the policy's device; needed where `decoding` samples. Each
             prompt draws only from its own, see `uniforms`.
         keep_prelogits: also return the pre-logits.
+        share_prefixes: see `Stepper`.
+        take_token: from logits (R, |V|), `decoding` and one uniform number per row to tokens.
 
     Raises:
         ValueError: shapes or arguments that do not fit each other.
@@ -190,7 +194,7 @@ def rollout(
     prelogits = None
     if keep_prelogits:
         prelogits = torch.zeros(P * n, T, policy.d, dtype=policy.dtype, device=device)
-    stepper = Stepper(policy, prefixes, n, T)
+    stepper = Stepper(policy, prefixes, n, T, share_prefixes=share_prefixes)
 
     def take(at: Step) -> Tensor:
         if prelogits is not None:

@@ -1,9 +1,9 @@
 """One frozen model over many responses that decode in lockstep: from tokens to the next logits.
 
 A forward pre-hook on the model's own output embeddings changes the pre-logits (arXiv:2510.26219,
-the perturbed decoding rule), so that biases, logit scaling and soft-capping stay the model's
-business and no model code is copied. A prefix runs through the model once per prompt; its keys and
-values are kept once where the model's attention allows that (`aisp.engine.attention`).
+the perturbed decoding rule), so the model itself applies biases, logit scaling
+and soft-capping, and no model code is copied. A prefix runs through the model once per prompt; its
+keys and values are kept once where the model's attention allows that (`aisp.engine.attention`).
 
 Hook and attention are in place only while a `Stepper` runs its model. Several steppers, over one
 model or over models that share weights, can therefore take turns.
@@ -46,6 +46,7 @@ class Stepper:
         max_new_tokens: int,
         *,
         edit: Edit | None = None,
+        share_prefixes: bool = True,
     ):
         """Prepare; nothing is computed yet.
 
@@ -56,13 +57,15 @@ class Stepper:
             max_new_tokens: T; `step` can be called T - 1 times.
             edit: from pre-logits (R, d) to those that are used in their place, and what the caller
                 wants to know of the change, (R, k), kept as `edit_notes`.
+            share_prefixes: keep each prefix once where the model allows it; False keeps a copy
+                for every response, which is slower.
         """
         self.policy, self.n, self.T, self.edit = policy, n, max_new_tokens, edit
         self.ids, self.mask, self.positions = left_padded(prefixes, policy)
         self.cache: DynamicCache | PrefixCache = DynamicCache(
             config=policy.model.config.get_text_config()
         )
-        self.share = _may_share_prefixes(policy.model) and max_new_tokens > 1
+        self.share = share_prefixes and _may_share_prefixes(policy.model) and max_new_tokens > 1
         self.record = self.share and edit is None and _may_record(policy)
         self.recorded: Callable[..., tuple[Tensor, Tensor]] | None = None
 

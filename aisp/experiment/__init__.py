@@ -1,19 +1,25 @@
 """Experiments: methods x prompts x seeds -> records on disk -> tables.
 
-- `records`: `run`, which writes one record per (method, prompt, seed) and resumes; the profiles;
+- `profiles`: what notebooks run at, and where their records lie;
+- `records`: `run`, which writes one record per (method, prompt, seed) and resumes. It uses
+  `batches` (how many prompts at once), `contents` (what a record holds; `quotations`), `identity`
+  (what tells records apart; `digests`, `bytecode`, `weights`) and `storage` (the file: locked, never lost);
 - `reuse`: starting a file with what other notebooks computed under the same settings;
+- `reading`: a file of records to a table of them; `text`: what is safe to store and to print;
 - `tables`: records to means with intervals, differences and printed tables;
-- `main_results`, `ablations`: what notebooks 06 and 07 run and measure;
+- `measures`: diversity, coherence and more of the responses in records;
+- `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
-- `bench`: how fast the engine is (notebook 08, `make bench`);
-- `gallery`: which figure is made from which records.
+- `bench`: how fast the engine is (notebook 08, `make bench`), with the clock of `timing`.
 
     python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
 """
 
-from aisp.experiment.records import PROFILES, records_path, run, settings
+from aisp.experiment.profiles import PROFILES, records_path, settings
+from aisp.experiment.records import run
 from aisp.experiment.reuse import take_over
-from aisp.experiment.tables import comparison, load, paired, summary, table
+from aisp.experiment.store.reading import load
+from aisp.experiment.tables import comparison, paired, summary, table
 from aisp.intervals import bootstrap
 
 __all__ = [

@@ -1,16 +1,19 @@
 """The questions of notebook 07: which settings each one compares, and with which control.
 
-Every setting of AISP stands beside noise only (U held at 0) with the same perturbation: what the
-first has and the second has not is what adaptation buys there.
+Every setting of AISP stands beside noise only (U held at 0) with the same perturbations. The two
+differ in nothing but adaptation, so that the difference of their rewards is what adaptation adds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import mode
 from typing import TYPE_CHECKING, Any
 
+from aisp import metrics
+from aisp.checks import real, whole
 from aisp.experiment import tables
+from aisp.experiment.measures import measure_or_nan
 from aisp.intervals import verdict
 
 if TYPE_CHECKING:
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
     from aisp.rewards.base import Reward
 
 AISP, NOISE, BEST = "AISP", "noise only", "best-of-n"
-FIRST = ", first part"  # of the label of a long run: its iterations within the budget of the others
-TEMPERATURE = 0.65  # of which noise of sigma = 0.5 has the entropy (notebook 01, section 8)
+FIRST = ", first part"  # ends the label of a long run cut at the budget of the others
+TEMPERATURE = 0.65  # sampling with the entropy of greedy decoding at sigma = 0.5 (notebook 01, 8)
 
 
 @dataclass(frozen=True)
@@ -55,111 +58,183 @@ def plan(
 
     Args:
         budget: n, kappa and max_new_tokens, the same for all settings but the long runs.
-        sigma, lam, alpha: what is held where something else is varied.
+        sigma, lam, alpha: the values that are held while something else is varied.
         longer: how many times as many iterations the long runs have.
     """
-    n, kappa, tokens = budget["n"], budget["kappa"], budget["max_new_tokens"]
-    methods: dict[str, dict[str, Any]] = {}
+    of = _Settings(
+        budget,
+        real("sigma", sigma, above=0),
+        real("lam", lam, above=0),
+        real("alpha", alpha, least=0, most=1),
+        whole("longer", longer, least=1),
+    )
+    long = of.long_runs()
+    questions = {
+        "sigma": _sigma(of),
+        "lam": _lam(of),
+        "split": _split(of, long),
+        "decoding": _decoding(of, long),
+        "alpha": _alpha(of, long),
+        "tau": _tau(of, long),
+        "budget": Question("samples", {of.long_budget: long}),
+        "drift": _drift(of, long),
+    }
+    return questions, of.methods
 
-    def aisp(label=None, **changed):
-        given = {"sigma": sigma, "lam": lam, "alpha": alpha, **budget, **changed}
+
+@dataclass
+class _Settings:
+    """What all settings have in common, and the methods that the questions ask for.
+
+    `aisp`, `noise` and `best_of_n` add a method, with some parameters changed, and return its label.
+    """
+
+    budget: dict[str, int]
+    sigma: float
+    lam: float
+    alpha: float
+    longer: int
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def long_kappa(self) -> int:
+        return self.longer * self.budget["kappa"]
+
+    @property
+    def long_budget(self) -> str:
+        return f"{self.budget['n'] * self.long_kappa} samples"
+
+    def aisp(self, label: str | None = None, **changed: Any) -> str:
+        held = {"sigma": self.sigma, "lam": self.lam, "alpha": self.alpha}
+        given = {"method": "aisp", **held, **self.budget, **changed}
         label = label or f"lam={given['lam']:g}, sigma={given['sigma']:g}"
-        methods[label] = {"method": "aisp", **given}
+        self.methods[label] = given
         return label
 
-    def noise(label=None, **changed):
-        # lam enters only the ESS that is reported, and is that of notebook 02's sweep.
-        given = {"adapt": False, "lam": 2, "sigma": sigma, **budget, **changed}
+    def noise(self, label: str | None = None, **changed: Any) -> str:
+        # lam affects only the reported ESS; 2 is the value in notebook 02's sweep.
+        held = {"adapt": False, "lam": 2, "sigma": self.sigma}
+        given = {"method": "aisp", **held, **self.budget, **changed}
         label = f"{NOISE}, {label or 'sigma={:g}'.format(given['sigma'])}"
-        methods[label] = {"method": "aisp", **given}
+        self.methods[label] = given
         return label
 
-    def best(label, **changed):
-        methods[f"{BEST}, {label}"] = {"method": "best_of_n", **budget, **changed}
-        return f"{BEST}, {label}"
+    def best_of_n(self, label: str, **changed: Any) -> str:
+        label = f"{BEST}, {label}"
+        self.methods[label] = {"method": "best_of_n", **self.budget, **changed}
+        return label
 
-    # The first iterations of the long runs are what other settings are compared with.
-    long, of = {"kappa": longer * kappa}, f"{n * kappa * longer} samples"
-    longest = {
-        AISP: aisp(f"{AISP}, {of}", **long),
-        NOISE: noise(of, **long),
-        BEST: best(of, **long),
+    def long_runs(self) -> dict[str, str]:
+        """One of each series; other settings are compared with their first iterations."""
+        label, long = self.long_budget, {"kappa": self.long_kappa}
+        return {
+            AISP: self.aisp(f"{AISP}, {label}", **long),
+            NOISE: self.noise(label, **long),
+            BEST: self.best_of_n(label, **long),
+        }
+
+
+def _first_parts(long: dict[str, str]) -> dict[str, str]:
+    return {series: f"{label}{FIRST}" for series, label in long.items()}
+
+
+# The sweeps over sigma, at 2 lam, and over lam were begun in notebook 02.
+
+
+def _sigma(of: _Settings) -> Question:
+    values = [x * of.sigma for x in (0.4, 0.7, 1, 1.4, 2)]
+    lam = 2 * of.lam
+    settings = {
+        f"{s:g}": {AISP: of.aisp(lam=lam, sigma=s), NOISE: of.noise(sigma=s)} for s in values
     }
-    base, control, plain = (f"{label}{FIRST}" for label in longest.values())
-    # The sweeps over sigma, at 2 lam, and lam were begun in notebook 02.
-    by_sigma = {
-        f"{s:g}": {AISP: aisp(lam=2 * lam, sigma=s), NOISE: noise(sigma=s)}
-        for s in (x * sigma for x in (0.4, 0.7, 1, 1.4, 2))
-    }
-    by_lam = {f"{x * lam:g}": {AISP: aisp(lam=x * lam), NOISE: noise()} for x in (0.3, 1, 2, 4)}
+    return Question(f"sigma (lam = {lam:g})", settings)
+
+
+def _lam(of: _Settings) -> Question:
+    values = [x * of.lam for x in (0.3, 1, 2, 4)]
+    settings = {f"{lam:g}": {AISP: of.aisp(lam=lam), NOISE: of.noise()} for lam in values}
+    return Question("lam (units of reward)", settings)
+
+
+def _split(of: _Settings, long: dict[str, str]) -> Question:
+    """The same samples in fewer and larger iterations, or in more and smaller ones."""
+    n, kappa, first = of.budget["n"], of.budget["kappa"], _first_parts(long)
     splits = [(f * n, kappa // f) for f in (4, 2, 1) if kappa % f == 0]
     splits += [(n // 2, 2 * kappa)] * (n % 2 == 0 and n >= 4)
-    by_split = {
-        f"{a} x {b}": {
-            AISP: base if a == n else aisp(f"n={a}, kappa={b}", n=a, kappa=b),
-            NOISE: control,
-        }
-        for a, b in splits
-    }
+    settings = {}
+    for a, b in splits:
+        ours = first[AISP] if a == n else of.aisp(f"n={a}, kappa={b}", n=a, kappa=b)
+        settings[f"{a} x {b}"] = {AISP: ours, NOISE: first[NOISE]}
+    return Question("n x kappa", settings)
+
+
+def _decoding(of: _Settings, long: dict[str, str]) -> Question:
+    first, at = _first_parts(long), f"T = {TEMPERATURE:g}"
     nucleus, cool = {"temperature": 1.0, "top_p": 0.9}, {"temperature": TEMPERATURE, "top_p": 1.0}
-    by_decoding = {
-        "greedy": {AISP: base, NOISE: control},
+    settings = {
+        "greedy": {AISP: first[AISP], NOISE: first[NOISE]},
         "top-p 0.9": {
-            AISP: aisp("sampled, top-p 0.9", **nucleus),
-            NOISE: noise("sampled, top-p 0.9", **nucleus),
-            BEST: plain,
+            AISP: of.aisp("sampled, top-p 0.9", **nucleus),
+            NOISE: of.noise("sampled, top-p 0.9", **nucleus),
+            BEST: first[BEST],
         },
-        f"T = {TEMPERATURE:g}": {
-            AISP: aisp(f"sampled, T = {TEMPERATURE:g}", **cool),
-            NOISE: noise(f"sampled, T = {TEMPERATURE:g}", **cool),
-            BEST: best(f"T = {TEMPERATURE:g}", **cool),
+        at: {
+            AISP: of.aisp(f"sampled, {at}", **cool),
+            NOISE: of.noise(f"sampled, {at}", **cool),
+            BEST: of.best_of_n(at, **cool),
         },
-        "T = 1": {BEST: best("T = 1", top_p=1.0)},
+        "T = 1": {BEST: of.best_of_n("T = 1", top_p=1.0)},
     }
-    alphas = dict.fromkeys([0.0, alpha, 1.0])
-    by_alpha = {
-        f"{a:g}": {AISP: base if a == alpha else aisp(f"alpha={a:g}", alpha=a), NOISE: control}
-        for a in alphas
-    }
-    by_tau = {
-        f"{tau}": {AISP: aisp(f"tau={tau}", tau=tau), NOISE: noise(f"tau={tau}", tau=tau)}
+    return Question("tokens drawn by", settings)
+
+
+def _alpha(of: _Settings, long: dict[str, str]) -> Question:
+    first, settings = _first_parts(long), {}
+    for alpha in dict.fromkeys([0.0, of.alpha, 1.0]):
+        ours = first[AISP] if alpha == of.alpha else of.aisp(f"alpha={alpha:g}", alpha=alpha)
+        settings[f"{alpha:g}"] = {AISP: ours, NOISE: first[NOISE]}
+    return Question("alpha", settings)
+
+
+def _tau(of: _Settings, long: dict[str, str]) -> Question:
+    tokens, first = of.budget["max_new_tokens"], _first_parts(long)
+    settings = {
+        f"{tau}": {AISP: of.aisp(f"tau={tau}", tau=tau), NOISE: of.noise(f"tau={tau}", tau=tau)}
         for tau in (max(1, tokens // 4), max(1, tokens // 2))
     }
-    by_tau[f"{tokens}"] = {AISP: base, NOISE: control}
-    # What could keep the mean of a long run from wandering off.
-    by_drift = {f"{n} x {longer * kappa}": dict(longest)}
+    settings[f"{tokens}"] = {AISP: first[AISP], NOISE: first[NOISE]}
+    return Question(f"tau (of {tokens} steps)", settings)
+
+
+def _drift(of: _Settings, long: dict[str, str]) -> Question:
+    """What could keep the mean of a long run from wandering off: larger iterations, a larger lam."""
+    n, kappa, label = of.budget["n"], of.long_kappa, f"{AISP}, {of.long_budget}"
+    settings = {f"{n} x {kappa}": dict(long)}
     for f in (2, 4):
-        if longer * kappa % f == 0:
-            a, b = f * n, longer * kappa // f
-            label = aisp(f"{AISP}, {of}, n={a}, kappa={b}", n=a, kappa=b)
-            by_drift[f"{a} x {b}"] = {**longest, AISP: label}
-    hot = aisp(f"{AISP}, {of}, lam={4 * lam:g}", lam=4 * lam, **long)
-    by_drift[f"lam = {4 * lam:g}"] = {**longest, AISP: hot}
-    questions = {
-        "sigma": Question(f"sigma (lam = {2 * lam:g})", by_sigma),
-        "lam": Question("lam (units of reward)", by_lam),
-        "split": Question("n x kappa", by_split),
-        "decoding": Question("tokens drawn by", by_decoding),
-        "alpha": Question("alpha", by_alpha),
-        "tau": Question(f"tau (of {tokens} steps)", by_tau),
-        "budget": Question("samples", {of: longest}),
-        "drift": Question(f"n x kappa of {of}; lam at {n} x {longer * kappa}", by_drift),
-    }
-    return questions, methods
+        if kappa % f == 0:
+            a, b = f * n, kappa // f
+            ours = of.aisp(f"{label}, n={a}, kappa={b}", n=a, kappa=b)
+            settings[f"{a} x {b}"] = {**long, AISP: ours}
+    lam = 4 * of.lam
+    hot = of.aisp(f"{label}, lam={lam:g}", lam=lam, kappa=kappa)
+    settings[f"lam = {lam:g}"] = {**long, AISP: hot}
+    return Question(f"n x kappa of {of.long_budget}; lam at {n} x {kappa}", settings)
 
 
-def asked(records: "pd.DataFrame") -> tuple[dict[str, Question], int]:
-    """The questions that records answer, and kappa; the rest is as in their longest AISP runs.
+def questions_of(records: "pd.DataFrame") -> tuple[dict[str, Question], int]:
+    """The questions that records answer, and the kappa of most of their runs of AISP.
+
+    All other settings are those of their longest run of AISP.
 
     Raises:
         ValueError: no such runs.
     """
-    of = zip(records["label"], records["config"], strict=True)
-    runs = {label: config for label, config in of if config.get("adapt")}
+    configs = zip(records["label"], records["config"], strict=True)
+    runs = {label: config for label, config in configs if config.get("adapt")}
     size = max((config["n"] * config["kappa"] for config in runs.values()), default=0)
     if f"{AISP}, {size} samples" not in runs:
         raise ValueError(
-            "no records of the long runs of AISP, which the other settings stand beside"
+            "no records of the long runs of AISP, with which the other settings are compared"
         )
     long = runs[f"{AISP}, {size} samples"]
     kappa = mode(config["kappa"] for config in runs.values())
@@ -171,11 +246,11 @@ def asked(records: "pd.DataFrame") -> tuple[dict[str, Question], int]:
 def with_first_parts(
     records: "pd.DataFrame", questions: dict[str, Question], kappa: int
 ) -> "pd.DataFrame":
-    """Records, and those that the long runs would have left after kappa iterations."""
+    """Records, and those that the long runs would have left had they ended after kappa iterations."""
     import pandas as pd
 
     long = records[records["label"].isin(questions["budget"].labels)]
-    first = tables.after(long, kappa)
+    first = tables.stopped_after(long, kappa)
     return pd.concat([records, first.assign(label=first["label"] + FIRST)], ignore_index=True)
 
 
@@ -217,20 +292,17 @@ def by_budget(
     """
     import pandas as pd
 
-    from aisp import metrics
-    from aisp.experiment.main_results import each
-
     by_id = {p.id: p for p in prompts}
     parts = []
     for which, label in next(iter(question.settings.values())).items():
         runs = tables.finished(records[records["label"] == label])
         longest = max((len(h["iteration"]) for h in runs["history"]), default=0)
         for k in range(longest.bit_length()):
-            parts.append(tables.after(runs, 2**k).assign(label=which))
+            parts.append(tables.stopped_after(runs, 2**k).assign(label=which))
     found = pd.concat(parts, ignore_index=True)
-    asked, texts = [by_id[x] for x in found["prompt"]], list(found["response"])
-    found["judged"] = each("judge", judge.score, asked, texts).numpy()
-    likely = partial(metrics.surprisal, policy)
-    found["surprisal"] = each("surprisal", likely, asked, texts).numpy()
+    answered, texts = [by_id[x] for x in found["prompt"]], list(found["response"])
+    found["judged"] = measure_or_nan("judge", judge.score, answered, texts).numpy()
+    surprisal = partial(metrics.surprisal, policy)
+    found["surprisal"] = measure_or_nan("surprisal", surprisal, answered, texts).numpy()
     kept = ["label", "prompt", "seed", "samples", "reward", "judged", "surprisal"]
     return found[kept]

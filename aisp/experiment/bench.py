@@ -1,21 +1,33 @@
 """`make bench`: the engine against `model.generate`, and whole runs of AISP against best-of-n.
 
-Ratios are measured within one process, the sides in turn, medians of repeated runs: absolute speeds
-differ between machines, ratios much less. notebooks/08_runtime.ipynb explains the same measurements
-with figures. No response may end early, so that all sides decode exactly the same number of tokens.
+Within one process all sides run in turn, several times, and medians are reported. Absolute speeds
+differ between machines; ratios differ much less. No response may end early, so that all sides decode
+exactly the same number of tokens. notebooks/08_runtime.ipynb shows the same measurements with
+figures.
 """
 
 import argparse
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from aisp.engine.decoding import Decoding
-from aisp.engine.rollout import rollout
+from aisp.checks import choice, whole
+from aisp.engine.decoding import Decoding, take_token
+from aisp.experiment.timing import (
+    PROMPT,
+    TOP_P,
+    endless,
+    engine,
+    generate,
+    machine,
+    prefix_of,
+    timed,
+)
 from aisp.methods import align
 from aisp.policy import Policy, load_policy
 from aisp.rewards.base import Reward, score
@@ -23,9 +35,6 @@ from aisp.rewards.load import load_reward
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PROMPT = "How do I learn to cook?"
-TOP_P = Decoding(1.0, 0, 0.9)
 
 # What notebooks/08_runtime.ipynb measures in each profile; "whole" and "many" are `whole_runs` of one
 # prompt and of several, "axes" those of `scaling`.
@@ -61,34 +70,7 @@ SIZES["gpu"] = SIZES["cpu"] | {
     "responses": (16, 64, 256, 1024),
     "whole": {"n": 16, "kappa": 16, "tokens": 512},
 }
-
-
-def endless(policy: Policy) -> Policy:
-    """The same policy with an end-of-turn token that no model emits."""
-    return Policy(policy.model, policy.tokenizer, policy.template, name=policy.name, eos_ids=(-1,))
-
-
-def timed(
-    functions: dict[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True
-) -> "pd.DataFrame":
-    """Seconds of each function, run in turn, after one warm-up of each unless that is left out.
-
-    Returns:
-        One row per function: name, seconds (median), low, high (of the repeats).
-    """
-    import pandas as pd
-
-    seconds = {name: [] for name in functions}
-    for repeat in range(-int(warm_up), repeats):
-        for name, function in functions.items():
-            _synchronize()
-            began = time.perf_counter()
-            function()
-            _synchronize()
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - began)
-    rows = [(name, pd.Series(s).median(), min(s), max(s)) for name, s in seconds.items()]
-    return pd.DataFrame(rows, columns=["name", "seconds", "low", "high"])
+AXES = ("prompts", "responses", "tokens", "prefix")  # sizes that `scaling` varies
 
 
 def against_generate(
@@ -113,31 +95,66 @@ def against_generate(
     """
     import pandas as pd
 
-    policy = endless(policy)
+    policy, tokens = endless(policy), whole("tokens", tokens, least=1)
     ids = prefix_of(policy, prefix)
     tables = []
-    for n in responses:
-        sides = {
-            "generate": lambda t, n=n: generate(policy, ids, n, t, decoding),
-            "engine": lambda t, n=n: engine(policy, [ids], n, t, decoding),
+    for n in [whole("responses", n, least=1) for n in responses]:
+        by_generate = partial(generate, policy, ids, n, decoding=decoding)
+        sides: dict[str, Callable[..., Any]] = {
+            "generate": by_generate,
+            "engine": partial(engine, policy, [ids], n, decoding=decoding),
         }
         if static and n == responses[-1]:
-            sides["generate, static cache"] = lambda t, n=n: generate(
-                policy, ids, n, t, decoding, cache_implementation="static"
-            )
+            sides["generate, static cache"] = partial(by_generate, cache_implementation="static")
         for side in sides.values():  # a short warm-up: whole ones would take minutes
-            side(2)
-        table = timed(
-            {name: lambda side=side: side(tokens) for name, side in sides.items()},
-            repeats,
-            warm_up=False,
-        )
+            side(tokens=2)
+        whole_ones = {name: partial(side, tokens=tokens) for name, side in sides.items()}
+        table = timed(whole_ones, repeats, warm_up=False)
         table.insert(0, "responses", n)
         table["tokens_per_second"] = n * tokens / table["seconds"]
         best = table.loc[table["name"] != "engine", "seconds"].min()
         table["ratio"] = best / table["seconds"]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def engine_steps(
+    policy: Policy, *, responses: int = 128, tokens: int = 48, prefix: int = 40, repeats: int = 3
+) -> "pd.DataFrame":
+    """How much each optimization of the engine saves: each one is taken away alone.
+
+    "copied prefixes" keeps and attends the prefix once per response. "plain argmax" calls `argmax`
+    on the model's logits instead of `max(-1).indices`. "whole batch" turns all logits into
+    probabilities at once instead of sixteen rows at a time.
+
+    Returns:
+        One row per (decoding, name), for perturbed greedy and top-p decoding, with
+        tokens_per_second, and slower_by, the seconds relative to the engine as it is.
+    """
+    import pandas as pd
+
+    policy, tokens = endless(policy), whole("tokens", tokens, least=1)
+    responses = whole("responses", responses, least=1)
+    ids = [prefix_of(policy, prefix)]
+    without: dict[str, dict[str, Any]] = {
+        "as it is": {},
+        "copied prefixes": {"share_prefixes": False},
+        "plain argmax": {"take_token": _plain_argmax},
+        "whole batch": {"take_token": partial(take_token, rows_at_once=responses)},
+    }
+    tables = []
+    for name, decoding in {"perturbed greedy": None, "top-p 0.9": TOP_P}.items():
+        run = partial(engine, policy, ids, responses, tokens, decoding)
+        table = timed({k: partial(run, **options) for k, options in without.items()}, repeats)
+        table.insert(0, "decoding", name)
+        table["tokens_per_second"] = responses * tokens / table["seconds"]
+        table["slower_by"] = table["seconds"] / table["seconds"].iloc[0]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _plain_argmax(logits: Tensor, decoding: Decoding, uniforms: Tensor | None) -> Tensor:
+    return logits.argmax(-1) if decoding.greedy else take_token(logits, decoding, uniforms)
 
 
 def whole_runs(
@@ -150,24 +167,28 @@ def whole_runs(
     repeats: int = 3,
     prompts: int = 1,
 ) -> "pd.DataFrame":
-    """AISP, our best-of-n, and best-of-n by `generate`, at equal samples, rewards included.
+    """Seconds of AISP, our best-of-n, and best-of-n by `generate`, for equal numbers of samples.
+
+    Rewards are included.
 
     Args:
-        prompts: decoded as one batch by ours, and one after the other by `generate`, which has no n
-            responses to each of several prompts without copying them all.
+        prompts: our methods decode them as one batch. `generate` takes one after the other: it gives
+            n responses to each of several prompts only if every prompt is copied n times.
 
     Returns:
         One row per name, with ratio, the seconds relative to our best-of-n.
     """
-    policy = endless(policy)
+    policy, prompts = endless(policy), whole("prompts", prompts, least=1)
     many = [f"{PROMPT} Answer number {i}." for i in range(prompts)]
-    size = {"n": n, "kappa": kappa, "max_new_tokens": tokens, "progress": False}
+    size: dict[str, Any] = {"n": n, "kappa": kappa, "max_new_tokens": tokens}
 
-    def ours(method):
-        for out in align(many, policy, reward, method=method, **size):
+    def ours(method: str) -> None:
+        outs = align(many, policy, reward, method=method, progress=False, **size)
+        assert isinstance(outs, list)  # as many as prompts
+        for out in outs:
             assert out.history["tokens"].sum() == n * kappa * tokens
 
-    def by_generate():
+    def by_generate() -> None:
         for prompt in many:
             for _ in range(kappa):
                 out = generate(policy, policy.prefix(prompt), n, tokens, TOP_P)
@@ -176,8 +197,8 @@ def whole_runs(
 
     table = timed(
         {
-            "AISP": lambda: ours("aisp"),
-            "best-of-n": lambda: ours("best_of_n"),
+            "AISP": partial(ours, "aisp"),
+            "best-of-n": partial(ours, "best_of_n"),
             "best-of-n by generate": by_generate,
         },
         repeats,
@@ -198,23 +219,25 @@ def scaling(
 
     Args:
         base: prompts, responses, tokens and prefix.
-        axes: values of each, tried while the others are as in base.
+        axes: values of some of these four, tried while the others are as in base.
 
     Returns:
         One row per (axis, value), with tokens_per_second and its low and high.
+
+    Raises:
+        ValueError: an axis that is none of the four, or a size below 1.
     """
     import pandas as pd
 
     policy = endless(policy)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for axis, values in axes.items():
         for value in values:
-            size = base | {axis: value}
+            given = base | {choice("axis", axis, AXES): value}
+            size = {name: whole(name, given[name], least=1) for name in AXES}
             ids = [prefix_of(policy, size["prefix"])] * size["prompts"]
-            run = timed(
-                {"": lambda s=size, i=ids: engine(policy, i, s["responses"], s["tokens"], None)},
-                repeats,
-            ).iloc[0]
+            decode = partial(engine, policy, ids, size["responses"], size["tokens"], None)
+            run = timed({"": decode}, repeats).iloc[0]
             count = size["prompts"] * size["responses"] * size["tokens"]
             speeds = {
                 "tokens_per_second": count / run.seconds,
@@ -225,91 +248,14 @@ def scaling(
     return pd.DataFrame(rows)
 
 
-def limit(policy: Policy, rows: int, length: int, repeats: int = 5) -> "pd.DataFrame":
-    """What one decoding step cannot be faster than on this machine.
-
-    Args:
-        rows: responses decoded together.
-        length: tokens in the cache of each.
-
-    Returns:
-        Two rows: "matrix products", all of the model's own weight matrices times a batch of rows,
-        weights read from memory once, and "cache", its keys and values read once.
-    """
-    config = policy.model.config.get_text_config()
-    weights = [p for p in policy.model.parameters() if p.ndim == 2]
-    head = policy.model.get_output_embeddings().weight
-    embedding = policy.model.get_input_embeddings().weight
-    weights = [w for w in weights if w is not embedding or w is head]
-    inputs = {
-        w.shape[1]: torch.randn(rows, w.shape[1], dtype=w.dtype, device=w.device) for w in weights
-    }
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = (config.num_hidden_layers, 2, rows, length, heads * width)
-    cache = torch.zeros(size, dtype=policy.dtype, device=policy.device)
-
-    @torch.inference_mode()
-    def products():
-        for w in weights:
-            torch.nn.functional.linear(inputs[w.shape[1]], w)
-
-    return timed({"matrix products": products, "cache": lambda: cache.amax()}, repeats)
-
-
 def peak_memory(method: str, **size: int) -> float:
     """Peak memory of one run in a process of its own, in MiB: of the GPU if there is one, else RSS."""
     arguments = [f"--{name}={value}" for name, value in size.items()]
     command = [sys.executable, "-m", "aisp.experiment.bench", "--peak", method, *arguments]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(out.stdout.split()[-1])
-
-
-@torch.inference_mode()
-def generate(policy: Policy, ids: list[int], n: int, tokens: int, decoding: Decoding, **options):
-    """n responses by `model.generate`, (n, prefix + tokens) ids."""
-    prompt = torch.tensor([ids], device=policy.device)
-    sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if not decoding.greedy:
-        sampling = {"do_sample": True, "temperature": decoding.temperature}
-        sampling |= {"top_p": decoding.top_p, "top_k": decoding.top_k}
-    return policy.model.generate(
-        prompt.expand(n, -1),
-        attention_mask=torch.ones_like(prompt).expand(n, -1),
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        pad_token_id=0,
-        **sampling,
-        **options,
-    )
-
-
-def engine(
-    policy: Policy, prefixes: list[list[int]], n: int, tokens: int, decoding: Decoding | None
-) -> None:
-    """n responses to each prefix by our engine; decoding None is greedy on perturbed pre-logits."""
-    device = policy.head_device
-    sources = [torch.Generator(device).manual_seed(i) for i in range(len(prefixes))]
-    V = None
-    if decoding is None:
-        shape = (n, tokens, policy.d)
-        V = torch.stack([0.5 * torch.randn(shape, generator=g, device=device) for g in sources])
-    rollout(policy, prefixes, n, tokens, V=V, decoding=decoding or Decoding(), generators=sources)
-
-
-def prefix_of(policy: Policy, length: int) -> list[int]:
-    """So many token ids: those of a prompt, over and over."""
-    ids = policy.prefix(PROMPT)
-    return (ids * (length // len(ids) + 1))[:length]
-
-
-def where(policy: Policy) -> str:
-    """The machine and its settings, in a line."""
-    if policy.device.type == "cuda":
-        machine = torch.cuda.get_device_name(policy.device)
-    else:
-        machine = f"CPU, {torch.get_num_threads()} threads"
-    return f"{machine}, {str(policy.dtype).removeprefix('torch.')}, torch {torch.__version__}"
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the run for its peak memory failed: {done.stderr.strip()[-2000:]}")
+    return float(done.stdout.split()[-1])
 
 
 def main() -> None:
@@ -332,7 +278,9 @@ def main() -> None:
         align(PROMPT, endless(policy), reward, method=args.peak, progress=False, **size)
         print(f"{_peak(policy):.0f}")
         return
-    print(f"{where(policy)}, {args.tokens} new tokens, medians of {args.repeats} runs", flush=True)
+    print(
+        f"{machine(policy)}, {args.tokens} new tokens, medians of {args.repeats} runs", flush=True
+    )
     for prefix, target in ((40, 3), (256, 4)):
         print(f"\nengine against model.generate, top-p 0.9, prefix of {prefix} tokens")
         table = against_generate(
@@ -360,11 +308,6 @@ def main() -> None:
 def _text(table: "pd.DataFrame", columns: list[str]) -> str:
     names = [c for c in ("responses", "name", "seconds", "low", "high") if c in table]
     return table[names + columns].round(2).to_string(index=False)
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _peak(policy: Policy) -> float:

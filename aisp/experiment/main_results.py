@@ -1,8 +1,9 @@
-"""The main comparison of notebook 06: what runs on which policy, and what is measured besides.
+"""The main comparison of notebook 06: which methods run on which policy, and the tables of it.
 
-Every method gets n * kappa responses per prompt, but for ARGS: it draws one response and pays in
-reward calls, as `samples` and `reward_calls` of its records say. A method that needs a trained part
-runs where that part exists: for the embedded policy and reward, or where its path is given.
+Every method but ARGS gets n * kappa responses per prompt. ARGS draws one response and calls the
+reward for every candidate token; `samples` and `reward_calls` of the records say how many of each.
+A method that needs a trained part runs where that part exists: for the embedded policy and reward,
+or where its path is given.
 
     python -m aisp.experiment.main_results notebooks/params/cpu.yaml
 
@@ -10,26 +11,23 @@ prints the path of the records that the notebook writes with these parameters.
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from aisp import metrics, provenance
+from aisp import provenance
+from aisp.checks import real
 from aisp.experiment import records as experiment
 from aisp.experiment import tables
+from aisp.experiment.measures import MEASURES
 from aisp.experiment.parameters import read as read_parameters
+from aisp.experiment.profiles import records_path
 from aisp.intervals import bootstrap, verdict
 from aisp.methods import configure
 from aisp.policy import Policy, Template
 from aisp.prompts import Messages, Prompt
 from aisp.rewards.base import Reward
-from aisp.rewards.encoder import SentenceEncoder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,14 +44,9 @@ METHODS = (
     "kad",
 )
 BASELINE = "best-of-n (top-p 0.9)"
-# What KAD does with nothing deferred: its control, as best-of-n at T = 1 is with all deferred.
+# What KAD does when it defers nothing, and so its control. When it defers everything, it does what
+# best-of-n at T = 1 does.
 BARE = "best-of-n (no template)"
-MEASURES = {  # column -> heading, digits
-    "diversity": ("diversity", 3),
-    "coherence": ("coherence", 3),
-    "surprisal": ("surprisal (nats)", 1),
-    "length": ("length (tokens)", 1),
-}
 
 
 def template(name: str | None) -> Template | None:
@@ -85,7 +78,7 @@ def _turns(user: str) -> Callable[[Messages], str]:
 
 
 def plan(
-    names: str | None,
+    names: str | Sequence[str] | None,
     policy: Policy,
     reward: Reward,
     budget: dict[str, int],
@@ -102,53 +95,76 @@ def plan(
     """The methods as `experiment.run` takes them, and which were left out, with the reason.
 
     Args:
-        names: of METHODS, separated by commas; None for all that the policy allows.
+        names: of METHODS, a list or a text that separates them by commas; None for all that the
+            policy allows.
         budget: n, kappa and max_new_tokens, the same for all.
         w, step_size, kl_limit: of ARGS, RE-Control and RAM.
         value, aligner: paths of RE-Control's value function and RAM's aligner for this policy.
 
     Raises:
-        ValueError: an unknown name, or a method asked for by name that cannot run.
+        ValueError: names of another type, an unknown name, a method that is named and cannot run,
+            or a parameter that its method refuses.
     """
-    asked = METHODS if names is None else [x.strip() for x in names.split(",") if x.strip()]
-    unknown = [x for x in asked if x not in METHODS]
-    if unknown or not asked:
-        raise ValueError(f"methods are {names!r}; known: {', '.join(METHODS)}")
+    chosen = METHODS if names is None else _method_names(names)
     embedded = policy.name == "embedded"
     if value is None and embedded and reward.name == "embedded":
         value = "embedded"
     if aligner is None and embedded:
         aligner = "embedded"
-    missing = {}
-    if value is None:
-        missing["re_control"] = "there is no value function for this policy and reward; set value"
-    if aligner is None:
-        missing["ram"] = "there is no aligner for this policy; set aligner"
-    if policy.template != "chat":
-        why = "the policy has no chat template that its own weights could be without"
-        missing |= {"best_of_n_bare": why, "kad": why}
-    refused = [x for x in asked if names is not None and x in missing]
+    obstacles = _obstacles(policy, value, aligner)
+    refused = [name for name in chosen if names is not None and name in obstacles]
     if refused:
-        raise ValueError(f"{refused[0]} cannot run: {missing[refused[0]]}")
+        raise ValueError(f"{refused[0]} cannot run: {obstacles[refused[0]]}")
+    w = real("w", w)  # stands in a label
     one = {**budget, "n": 1, "kappa": 1}
-    every = {
-        "aisp": ("AISP", {"sigma": sigma, "lam": lam, "alpha": alpha, **budget}),
-        "noise_only": ("noise only", {"sigma": sigma, "adapt": False, **budget}),
-        "best_of_n": (BASELINE, budget),
-        "best_of_n_t1": ("best-of-n (T = 1)", {"top_p": 1.0, **budget}),
-        "best_of_n_bare": (BARE, {"top_p": 1.0, **budget}),
-        "args": (f"ARGS, w = {w:g}", {"w": w, **one}),
-        "re_control": ("RE-Control", {"value": value, "step_size": step_size, **budget}),
-        "ram": ("RAM", {"aligner": aligner, "kl_limit": kl_limit, **budget}),
-        "kad": ("KAD", budget),
+    labels_and_parameters: dict[str, tuple[str, dict[str, Any]]] = {
+        "aisp": ("AISP", {"method": "aisp", "sigma": sigma, "lam": lam, "alpha": alpha, **budget}),
+        "noise_only": ("noise only", {"method": "aisp", "sigma": sigma, "adapt": False, **budget}),
+        "best_of_n": (BASELINE, {"method": "best_of_n", **budget}),
+        "best_of_n_t1": ("best-of-n (T = 1)", {"method": "best_of_n", "top_p": 1.0, **budget}),
+        "best_of_n_bare": (BARE, {"method": "best_of_n", "top_p": 1.0, **budget}),
+        "args": (f"ARGS, w = {w:g}", {"method": "args", "w": w, **one}),
+        "re_control": (
+            "RE-Control",
+            {"method": "re_control", "value": value, "step_size": step_size, **budget},
+        ),
+        "ram": ("RAM", {"method": "ram", "aligner": aligner, "kl_limit": kl_limit, **budget}),
+        "kad": ("KAD", {"method": "kad", **budget}),
     }
-    called = {"noise_only": "aisp", "best_of_n_t1": "best_of_n", "best_of_n_bare": "best_of_n"}
-    methods = {
-        every[x][0]: {"method": called.get(x, x), **every[x][1]} for x in asked if x not in missing
-    }
+    methods = dict(labels_and_parameters[name] for name in chosen if name not in obstacles)
     for parameters in methods.values():
         configure(**parameters)
-    return methods, {x: missing[x] for x in asked if x in missing}
+    return methods, {name: obstacles[name] for name in chosen if name in obstacles}
+
+
+def _method_names(names: str | Sequence[str]) -> list[str]:
+    """Names of METHODS from a list or a text that separates them by commas."""
+    how = "a list of names, or a text that separates them by commas"
+    if not isinstance(names, str | list | tuple):
+        raise ValueError(f"methods is {names!r}; it must be {how}, or None for all")
+    parts = names.split(",") if isinstance(names, str) else names
+    wrong = [part for part in parts if not isinstance(part, str)]
+    if wrong:
+        raise ValueError(f"methods has {wrong[0]!r}, which is no name; it must be {how}")
+    chosen = [part.strip() for part in parts if part.strip()]
+    unknown = [name for name in chosen if name not in METHODS]
+    if unknown or not chosen:
+        said = f"has {unknown[0]!r}" if unknown else "is empty"
+        raise ValueError(f"methods {said}; known: {', '.join(METHODS)}")
+    return chosen
+
+
+def _obstacles(policy: Policy, value: str | None, aligner: str | None) -> dict[str, str]:
+    """Methods that cannot run, with the reason."""
+    found = {}
+    if value is None:
+        found["re_control"] = "there is no value function for this policy and reward; set value"
+    if aligner is None:
+        found["ram"] = "there is no aligner for this policy; set aligner"
+    if policy.template != "chat":
+        why = "it leaves out the policy's chat template, and this policy has none"
+        found |= {"best_of_n_bare": why, "kad": why}
+    return found
 
 
 def run(
@@ -161,18 +177,22 @@ def run(
     seed: int = 0,
     **options: Any,
 ) -> "pd.DataFrame":
-    """`experiment.run`, and of what the file holds the records of these methods, prompts and seed.
+    """Run the methods, and return the file's records of these methods, prompts and seed.
 
-    KAD takes the policy without its chat template as the large, unaligned model, and the policy as
-    the aligned one; best-of-n without a template samples from the first of the two.
+    KAD mixes two models: the policy without its chat template is the large, unaligned one, and the
+    policy with it the aligned one. Best-of-n without a template samples from the first of the two.
+
+    Args:
+        methods: from `plan`.
+        **options: of `experiment.run`.
     """
     bare = {x: m for x, m in methods.items() if m["method"] == "kad" or x == BARE}
     others = {x: m for x, m in methods.items() if x not in bare}
     plain = replace(policy, template="continuation") if bare else policy
-    for some, model in ((others, policy), (bare, plain)):
-        if some:
-            found = experiment.run(path, some, prompts, model, reward, seeds=[seed], **options)
-            if (found["label"].isin(list(some)) & found["interrupted"]).any():
+    for group, model in ((others, policy), (bare, plain)):
+        if group:
+            found = experiment.run(path, group, prompts, model, reward, seeds=[seed], **options)
+            if (found["label"].isin(list(group)) & found["interrupted"]).any():
                 break
     ids = {p.id for p in prompts}
     mine = found["label"].isin(list(methods)) & found["prompt"].isin(ids) & (found["seed"] == seed)
@@ -180,13 +200,13 @@ def run(
 
 
 def in_order(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Records in the order of METHODS, not of their writing: one color and place per method.
+    """Records in the order of METHODS, whatever they were written in: one color per method.
 
     Methods that METHODS does not know come last, as they were written.
     """
-    about = zip(records["label"], records["method"], records["config"], strict=True)
+    described = zip(records["label"], records["method"], records["config"], strict=True)
     order = dict(zip(METHODS, range(len(METHODS)), strict=True))
-    place = [order.get(_name(*of), len(order)) for of in about]
+    place = [order.get(_name(*one), len(order)) for one in described]
     return records.iloc[sorted(range(len(records)), key=place.__getitem__)].reset_index(drop=True)
 
 
@@ -200,83 +220,14 @@ def _name(label: str, method: str, config: dict[str, Any]) -> str:
     return method
 
 
-def measure(
-    records: "pd.DataFrame",
-    prompts: Sequence[Prompt],
-    policy: Policy,
-    *,
-    encoder: SentenceEncoder | str = "embedded",
-    judge: Reward | None = None,
-) -> "pd.DataFrame":
-    """Records with diversity, coherence, surprisal under the policy and length in its tokens.
-
-    With a judge, also what it scores each response, `judged`. See `aisp.metrics` for the formulas.
-    What cannot be measured is NaN: records that failed or were interrupted, responses whose
-    quotations of their prompt may not be stored (an ellipsis stands for them), and single values
-    that the judge or the policy cannot give, such as of a text too long for it, with a warning.
-
-    Raises:
-        Exception: whatever a measure raises on every response.
-    """
-    import pandas as pd
-
-    by_id = {p.id: p for p in prompts}
-    whole = tables.finished(records)
-    pairs = zip(whole["prompt"], whole["response"], strict=True)
-    whole = whole[[by_id[x].source not in experiment.UNPUBLISHED or "…" not in y for x, y in pairs]]
-    asked, texts = [by_id[x] for x in whole["prompt"]], list(whole["response"])
-    values = {
-        "diversity": metrics.diversity(texts),
-        "coherence": metrics.coherence(asked, texts, encoder=encoder),
-        "surprisal": each("surprisal", partial(metrics.surprisal, policy), asked, texts),
-        "length": metrics.length(texts, policy.tokenizer),
-    }
-    if judge is not None:
-        values["judged"] = each("judge", judge.score, asked, texts)
-    return records.join(pd.DataFrame({k: v.numpy() for k, v in values.items()}, index=whole.index))
-
-
-def each(
-    name: str,
-    measure: Callable[[Sequence[Prompt], Sequence[str]], Tensor],
-    prompts: Sequence[Prompt],
-    texts: Sequence[str],
-) -> Tensor:
-    """measure(prompts, texts), (N,); where that raises, pair by pair, with NaN for those that do.
-
-    Raises:
-        Exception: the first of them, where no pair can be measured.
-    """
-    try:
-        return measure(prompts, texts)
-    except Exception:  # one text that is too long shall not cost the table of a week's run
-        values, failed = [], []
-    for prompt, text in zip(prompts, texts, strict=True):
-        try:
-            values.append(float(measure([prompt], [text])[0]))
-        except Exception as error:
-            values.append(float("nan"))
-            failed.append((prompt.id, error))
-    if failed:
-        first, error = failed[0]
-        if len(failed) == len(texts):
-            raise error
-        warnings.warn(
-            f"{name}: {len(failed)} of {len(texts)} responses have no value and enter no mean; the "
-            f"first, to {first}: {type(error).__name__}: {error}",
-            stacklevel=3,
-        )
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def results(measured: "pd.DataFrame", against: str, judge: str | None = None) -> "pd.DataFrame":
     """The main table: one row per label, strings; intervals are bootstrap 95% over prompts.
 
     Args:
-        measured: from `measure`.
+        measured: from `measures.measure`.
         against: the label that win rates are against.
-        judge: name of the judge that made `judged`; None counts wins by the optimized reward, and
-            the heading says so.
+        judge: name of the judge that gave the scores `judged`; None counts wins by the optimized
+            reward. The heading says which.
     """
     cells = tables.table(measured)
     place = list(cells).index("samples")
@@ -308,7 +259,7 @@ def results(measured: "pd.DataFrame", against: str, judge: str | None = None) ->
 
 
 def differences(records: "pd.DataFrame", first: str) -> "pd.DataFrame":
-    """`tables.paired` of one label minus each other one, with what its interval supports."""
+    """`tables.paired` of one label minus each other one, with the verdict of its interval."""
     import pandas as pd
 
     rows = {}
@@ -334,7 +285,7 @@ def records_of(params: str | Path) -> Path:
     """
     notebook = provenance.checkout() / "notebooks" / "06_main_results.ipynb"
     values = read_parameters(params, notebook)
-    return experiment.records_path(values["name"], values["profile"])
+    return records_path(values["name"], values["profile"])
 
 
 if __name__ == "__main__":

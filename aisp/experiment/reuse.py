@@ -1,12 +1,14 @@
 """Starting a file of records with what other notebooks have computed under the same settings."""
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aisp.experiment.records import made_with, provenance_of
-from aisp.experiment.tables import parse
+from aisp.experiment import identity
+from aisp.experiment.profiles import file_name
+from aisp.experiment.store.reading import Key, parse, provenance_of, read
+from aisp.experiment.store.storage import opened
 from aisp.methods import configure
 from aisp.policy import Policy
 from aisp.prompts import Prompt
@@ -28,7 +30,8 @@ def take_over(
 
     A record is taken over with the provenance of its run where label, configuration, seed, prompt
     (built-in, the same text), policy, template, dtype, device and reward agree; what does not agree
-    is computed anew by `run`. A file that is there already is left as it is.
+    is computed anew by `run`. A file that holds something already is left as it is. The file is
+    locked meanwhile, as in `run`.
 
     Args:
         path: the file to begin.
@@ -36,34 +39,40 @@ def take_over(
 
     Returns:
         label -> how many records were taken over.
+
+    Raises:
+        ValueError: a name that is no plain file name; a reward that cannot be told from others.
+        RuntimeError: another run is writing the file.
     """
-    if path.exists() or not names:
+    given = [name.strip() for name in (names or "").split(",") if name.strip()]
+    sources = [path.with_name(f"{file_name(name)}.jsonl") for name in given]
+    if not sources or (path.exists() and path.stat().st_size):
         return {}
-    configs = {label: configure(**m).describe() for label, m in methods.items()}
-    texts = {p.id: p.text for p in prompts if p.source == "builtin"}
-    wanted = made_with(policy, reward)
-    wanted["device"] = environment(policy.device)["device"]
-    lines, runs, counts = [], {}, {}
-    for source in (path.with_name(f"{name.strip()}.jsonl") for name in names.split(",")):
-        if not source.exists():
-            continue
-        records, _ = parse(source.name, source.read_bytes())
+    configs = {label: configure(**parameters) for label, parameters in methods.items()}
+    made = identity.made_with(policy, reward, configs)
+    described = {label: config.describe() for label, config in configs.items()}
+    by_id = {p.id: p for p in prompts if p.source == "builtin"}
+    device = environment(policy.device)["device"]
+    taken: dict[Key, dict[str, Any]] = {}
+    runs: dict[str, dict[str, Any]] = {}
+    for source in (source for source in sources if source.exists()):
+        records, _ = parse(source.name, read(source))
         known = provenance_of(source)
-        for (label, prompt, its_seed), one in records.items():
-            of = known.get(one["run"], {})
-            same = its_seed == seed and one["config"] == configs.get(label)
-            same = (
-                same and one["prompt_text"] is not None and one["prompt_text"] == texts.get(prompt)
-            )
-            whole = one["reward"] is not None and not one["interrupted"]
-            if same and whole and all(of.get(k) == v for k, v in wanted.items()):
-                lines.append(json.dumps(one) + "\n")
-                runs[one["run"]] = of | {"taken_over_from": source.name}
-                counts[label] = counts.get(label, 0) + 1
-    if lines:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".runs.json").write_text(json.dumps(runs, indent=1) + "\n")
-        new = path.with_suffix(".tmp")
-        new.write_text("".join(lines))
-        new.replace(path)
-    return counts
+        for key, one in records.items():
+            label, prompt, its_seed = key
+            run = known.get(one.get("run", ""), {})
+            if key in taken or its_seed != seed or label not in made or prompt not in by_id:
+                continue
+            if one.get("prompt_text") != by_id[prompt].text or run.get("device") != device:
+                continue
+            whole = one["reward"] is not None and not one.get("interrupted")
+            if whole and identity.differences(one, described[label], made[label], known) == {}:
+                taken[key] = one
+                runs[one["run"]] = run | {"taken_over_from": source.name}
+    if taken:
+        with opened(path) as file:
+            if file.records:  # another run was faster
+                return {}
+            file.note_run(runs)
+            file.append(list(taken.values()))
+    return dict(Counter(label for label, *_ in taken))

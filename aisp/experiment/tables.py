@@ -1,26 +1,20 @@
 r"""From the records of experiments to tables: means with intervals, paired differences, wins.
 
-`load` reads a file of records. From what it returns, `summary`, `paired` and `comparison` make
+From what `aisp.experiment.load` returns, `summary`, `paired` and `comparison` make
 tables of numbers; `table` makes one for print, which `markdown` and `latex` lay out. Records
 that failed, and those of prompts that were interrupted, at a smaller budget than the others, enter
 no mean; `summary` and `table` count them.
 """
 
-import argparse
-import json
 import re
-import sys
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from aisp.experiment.store.text import printable
 from aisp.intervals import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Key = tuple[str, str, int]  # label, prompt id, seed
 
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
@@ -31,65 +25,6 @@ _LATEX = str.maketrans(
 )
 
 
-def load(path: str | Path) -> "pd.DataFrame":
-    """Records as a table, one row per (label, prompt, seed); the newest where there are several.
-
-    Failed records have an `error` and no reward (NaN). A torn last line, of a run that was killed
-    or is just writing it, is left out with a warning, and the file left as it is.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a broken line before the last.
-    """
-    import pandas as pd
-
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there are no records at {path}; `aisp.experiment.run` makes them")
-    records, torn = parse(path.name, path.read_bytes())
-    if torn:
-        warnings.warn(
-            f"{path.name}: the last line is torn and was left out; the next run sets it aside",
-            stacklevel=2,
-        )
-    rows = []
-    for one in records.values():
-        filled = {
-            # Early records do not count reward calls: their methods scored each sample once.
-            "reward_calls": one.get("reward_calls", one["samples"]),
-            "error": one.get("error"),
-            "reward": float("nan") if one["reward"] is None else one["reward"],
-        }
-        rows.append(one | filled)
-    return pd.DataFrame(rows)
-
-
-def parse(name: str, content: bytes) -> tuple[dict[Key, dict[str, Any]], bytes]:
-    """The newest record of each key, and the last line where that is torn.
-
-    Args:
-        name: of the file, for the error.
-        content: its bytes, JSON Lines.
-
-    Raises:
-        ValueError: a broken line before the last.
-    """
-    records = {}
-    lines = content.splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            one = json.loads(line)
-            records[one["label"], one["prompt"], one["seed"]] = one
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                return records, line
-            raise ValueError(
-                f"{name}, line {number} of {len(lines)} is no record ({error}). A killed run tears "
-                "the last line only, so this one was edited or damaged: delete it and run again"
-            ) from error
-    return records, b""
-
-
 def finished(records: "pd.DataFrame") -> "pd.DataFrame":
     """The records that neither failed nor were interrupted."""
     whole = records["reward"].notna()
@@ -98,11 +33,11 @@ def finished(records: "pd.DataFrame") -> "pd.DataFrame":
     return records[whole]
 
 
-def after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
-    """Records as they would be had their runs stopped after so many iterations.
+def stopped_after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
+    """Records as if their runs had stopped after this many iterations.
 
-    No method looks at how many iterations are to come, so that the first ones of a long run are a
-    short run.
+    No method depends on the number of iterations to come, so the first iterations of a long run
+    are a short run.
 
     Args:
         records: from `load`, with the column `improvements`; shorter ones and failed ones drop out.
@@ -132,7 +67,7 @@ def after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
 def summary(records: "pd.DataFrame", *, draws: int = 10_000, seed: int = 0) -> "pd.DataFrame":
     """Mean best reward per label with a bootstrap 95% interval over prompts.
 
-    Seeds of one prompt are averaged first: prompts, not runs, are the unit that a claim is about.
+    Seeds of one prompt are averaged first: the statistical unit is the prompt, not the run.
 
     Returns:
         One row per label: prompts, reward, low, high; samples, reward_calls, tokens, seconds (means
@@ -246,7 +181,8 @@ def markdown(cells: "pd.DataFrame") -> str:
     """A table of strings in GitHub's Markdown, the index as first column."""
 
     def row(values):
-        return "| " + " | ".join(re.sub(r"([\\|*_`<])", r"\\\1", v) for v in values) + " |"
+        shown = (re.sub(r"([\\|*_`<])", r"\\\1", printable(value)) for value in values)
+        return "| " + " | ".join(shown) + " |"
 
     rule = "|---|" + "---:|" * len(cells.columns)
     rows = [row([label, *values]) for label, values in zip(cells.index, cells.values, strict=True)]
@@ -259,9 +195,10 @@ def latex(cells: "pd.DataFrame") -> str:
     def row(first, others):
         # A minus is no hyphen: in the cells, which are numbers, it is set in math mode.
         others = [re.sub(r"-(?=\d)", "$-$", cell.replace("%", r"\%")) for cell in others]
-        return " & ".join([first.translate(_LATEX), *others]) + r" \\"
+        return " & ".join([printable(first).translate(_LATEX), *others]) + r" \\"
 
-    header = " & ".join(x.translate(_LATEX) for x in [cells.index.name, *cells.columns]) + r" \\"
+    names = [cells.index.name, *cells.columns]
+    header = " & ".join(printable(name).translate(_LATEX) for name in names) + r" \\"
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
@@ -274,38 +211,6 @@ def latex(cells: "pd.DataFrame") -> str:
             r"\end{tabular}",
         ]
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables of a records file; exit with status 1 if it has failed records."""
-    parser = argparse.ArgumentParser(prog="python -m aisp.experiment", description=main.__doc__)
-    parser.add_argument("action", choices=["show"])
-    parser.add_argument("records", type=Path)
-    parser.add_argument("--format", choices=["text", "markdown", "latex"], default="text")
-    parser.add_argument("--against", metavar="LABEL", help="add differences to this method")
-    args = parser.parse_args(argv)
-    if not args.records.exists():
-        parser.error(f"there is no file {args.records}")
-    records = load(args.records)
-    if records.empty:
-        parser.error(f"{args.records} holds no records")
-    if args.against not in {None, *records["label"]}:
-        parser.error(
-            f"no label {args.against!r}; there are: {', '.join(records['label'].unique())}"
-        )
-    cells = table(records, args.against)
-    if args.format == "text":
-        per_prompt = comparison(records, records["label"].unique())
-        if "prompt_text" in per_prompt:
-            per_prompt["prompt"] = per_prompt.pop("prompt_text").str.slice(0, 48)
-        print(per_prompt.round(2).to_string(index=False), end="\n\n")
-        print(cells.rename_axis(None).to_string())
-    else:
-        print({"markdown": markdown, "latex": latex}[args.format](cells))
-    failed = records[records["error"].notna()]
-    for one in failed.itertuples():
-        print(f"failed: {one.label}, {one.prompt}, seed {one.seed}: {one.error}", file=sys.stderr)
-    return int(len(failed) > 0)
 
 
 def _by_prompt(

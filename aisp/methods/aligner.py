@@ -1,7 +1,8 @@
-"""RAM's residual aligner: a policy with the vocabulary of another one, most often that one with LoRA.
+"""RAM's residual aligner: a second policy with the same vocabulary as the first.
 
-`load_aligner` finds it, `with_adapter` reads one from peft's format, and `inject` puts new adapters
-over a policy's own tensors, which `aisp.training.ram` trains.
+Most often it is the policy itself with LoRA adapters. `load_aligner` finds one, `with_adapter` reads
+adapters in peft's format, and `inject` puts new ones over a policy's own tensors, for
+`aisp.training.ram` to train.
 """
 
 import copy
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from aisp.policy import Policy
-from aisp.provenance import data_path
+from aisp.assets import PARTS, is_embedded, trained_part
+from aisp.checks import whole
+from aisp.loading import load_tensors
+from aisp.policy import Policy, require_same_vocabulary
 
-TRAIN = "python -m aisp.training.ram PATH/TO/PAIRS.jsonl.gz"
 PREFIX = "base_model.model."  # what peft puts before the names of an adapter's weights in a file
 
 
@@ -24,21 +27,19 @@ def load_aligner(source: Policy | str | Path, policy: Policy) -> Policy:
         ValueError: no adapter there, one that does not fit the policy, or another vocabulary.
     """
     if not isinstance(source, Policy):
-        folder = data_path("ram") if str(source) == "embedded" else Path(source)
-        if str(source) == "embedded" and policy.name != "embedded":
+        if is_embedded(source) and not policy.is_embedded:
             raise ValueError(
                 f"the aligner 'embedded' belongs to the embedded policy, and this one is "
-                f"{policy.name!r}; train one with `{TRAIN} --policy ...`, or pass a Policy"
+                f"{policy.name!r}; train one with `{PARTS['aligner'].command} --policy ...`, or pass "
+                "a Policy"
             )
-        if not (folder / "adapter_config.json").is_file():
-            raise ValueError(f"no adapter at {folder}; train one with `{TRAIN} --out {folder}`")
-        source = with_adapter(policy, folder)
-    same = source.tokenizer is policy.tokenizer
-    if not same and source.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-        raise ValueError(
-            f"the aligner {source.name!r} has another vocabulary than {policy.name!r}, so that its "
-            "probabilities weigh other tokens; use an aligner with the policy's tokenizer"
-        )
+        source = with_adapter(policy, trained_part("aligner", source))
+    require_same_vocabulary(
+        source,
+        policy,
+        "an aligner's probabilities must weigh the policy's tokens: use one with the "
+        "policy's tokenizer",
+    )
     widths = [p.model.get_output_embeddings().weight.shape[0] for p in (source, policy)]
     if widths[0] != widths[1]:
         raise ValueError(
@@ -55,13 +56,12 @@ def with_adapter(policy: Policy, folder: str | Path) -> Policy:
         folder: adapter_config.json and adapter_model.safetensors, as peft writes them.
     """
     import peft
-    from safetensors.torch import load_file
 
-    stored = load_file(Path(folder) / "adapter_model.safetensors")
+    stored, _ = load_tensors(Path(folder) / "adapter_model.safetensors", "aligner")
     weights = {name.removeprefix(PREFIX): value for name, value in stored.items()}
     try:
-        model = inject(policy, peft.LoraConfig.from_pretrained(folder))
-        found = peft.set_peft_model_state_dict(model, weights)
+        model = inject(policy, peft.LoraConfig.from_pretrained(str(folder)))
+        found: Any = peft.set_peft_model_state_dict(model, weights)
         strange = found.unexpected_keys + [k for k in found.missing_keys if "lora_" in k]
     except (RuntimeError, ValueError) as error:  # other shapes, or no such modules
         strange = str(error)
@@ -73,19 +73,22 @@ def with_adapter(policy: Policy, folder: str | Path) -> Policy:
     return Policy(model, policy.tokenizer, policy.template, Path(folder).name, policy.eos_ids)
 
 
-def inject(policy: Policy, config: Any, seed: int = 0) -> torch.nn.Module:
+def inject(policy: Policy, config: Any, seed: int = 0) -> PreTrainedModel:
     """A model with new adapters over the policy's own tensors; the policy's model stays as it is.
 
     Args:
         config: a `peft.LoraConfig`.
-        seed: of the adapters' initial weights.
+        seed: of the adapters' initial weights, >= 0.
     """
     import peft
 
+    seed = whole("seed", seed, least=0)
     model = policy.model
     tensors = {id(x): x for x in (*model.parameters(), *model.buffers())}
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices):  # peft initializes from the global state
         torch.manual_seed(seed)
-        # A copy that takes all tensors for copied already: new modules, the same weights.
-        return peft.inject_adapter_in_model(config, copy.deepcopy(model, tensors))
+        # The memo marks all tensors as copied: new modules that share the same weights.
+        twin = copy.deepcopy(model, tensors)
+        peft.inject_adapter_in_model(config, twin)  # into the twin itself
+        return twin

@@ -4,10 +4,10 @@ At every step the k most likely tokens are candidates, and token v scores
 
     logit(v) + w * r(x, y_<t v),
 
-its logit and the reward of the response as it would then stand. Greedy search takes the best score;
+its logit plus the weighted reward of the response extended by v. Greedy search takes the best score;
 stochastic search draws from the softmax of score / temperature over the k. The reward reads
-unfinished responses, which few rewards were made for, and it is asked k times per token: the budget
-is reward calls, not samples, and `history` counts them.
+unfinished responses, for which few rewards were trained, and it is called k times per token. So the
+cost of ARGS is reward calls, not samples; `history` counts them.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Best-of-n: the best by reward of kappa batches of n responses sampled from the policy.
+"""Best-of-n: the highest-reward response among kappa batches of n, sampled from the policy.
 
 The baseline that every test-time method has to beat at the same number of samples. It is drawn in
 the same batches as AISP, so that curves of best reward against samples used line up.

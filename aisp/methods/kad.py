@@ -6,14 +6,14 @@ where the deferral rule d says so, it is drawn again from q. The law of the resu
     pi(y) = (1 - d(y)) p(y) + q(y) sum_v d(v) p(v).
 
 Which tokens to defer is a 0-1 knapsack: token v weighs p(v), the budget B is the mass that may be
-deferred, and v is worth p(v) * -log p(v), the surprise of the large model that the small one takes
-over (our reading of the order that the paper fills by: value per weight is -log p). Taking the
-least likely tokens first until one does not fit is the greedy solution. With c that first token:
+deferred, and the value of v is p(v) * -log p(v), the surprise of the large model that the small one
+takes over. (This interpretation is ours; value per weight is then -log p, the paper's order.) The
+greedy solution defers the least likely tokens first, until a token c does not fit. This solution
 
-- it is optimal for the mass that it does defer, and at most (B - mass) * -log p(c) short of the
-  optimum for B, which is less than p(c) * -log p(c) <= 1/e nats;
-- it is a threshold, d(v) = 1 where p(v) < p(c) up to ties, the solution of the Lagrangian dual;
-- the tokens that it keeps are the nucleus of p that holds 1 - B.
+- is optimal for the mass that it does defer, and at most (B - mass) * -log p(c) below the optimum
+  for B, which is less than p(c) * -log p(c) <= 1/e nats;
+- is a threshold, d(v) = 1 where p(v) < p(c) up to ties, and so solves the Lagrangian dual;
+- keeps exactly the nucleus of p that holds 1 - B.
 """
 
 import time
@@ -28,7 +28,7 @@ from torch import Tensor
 from aisp.checks import check_real, check_whole
 from aisp.engine.decoding import nucleus
 from aisp.engine.mixture import lockstep, speculative
-from aisp.policy import Policy
+from aisp.policy import Policy, require_same_vocabulary
 from aisp.rewards.base import Reward
 from aisp.state import Info, SearchConfig, SearchState, check_state, prompt_list, unweighted
 
@@ -90,9 +90,9 @@ class KADConfig(SearchConfig):
         threshold: of the other rules, in [0, 1]; they have no default.
         window: tokens that the small model drafts before the large one verifies them (speculative
             decoding); 0 runs both models for every token. Either way tokens follow the same law.
-        temperature: with top_k and top_p it shapes both p and q. 0 takes the most likely token of
-            pi, with p and q at temperature 1 (of which greedy ones would leave nothing to mix).
-        top_p: as top_k, of p and of q each.
+        temperature: as top_k and top_p, it shapes p and q. 0 takes the most likely token of pi,
+            computed from p and q at temperature 1 (two greedy laws would leave nothing to mix).
+        top_k, top_p: applied to p and to q separately.
     """
 
     aligned: Policy | None = None
@@ -205,13 +205,6 @@ def _aligned(policy: Policy, config: KADConfig) -> Policy:
                 "template='continuation'"
             )
         return replace(policy, template="chat")
-    if aligned.tokenizer is not policy.tokenizer:
-        large, small = (x.tokenizer.get_vocab() for x in (policy, aligned))
-        if large != small:
-            shared = len(large.items() & small.items())
-            raise ValueError(
-                f"{policy.name} and {aligned.name} have different vocabularies ({len(large)} and "
-                f"{len(small)} tokens, {shared} the same); a cascade mixes laws over one "
-                "vocabulary: choose models of one family"
-            )
+    why = "a cascade mixes laws over one vocabulary: choose models of one family"
+    require_same_vocabulary(policy, aligned, why)
     return aligned

@@ -50,8 +50,8 @@ class RAMConfig(SearchConfig):
         candidates: m, tokens proposed per step, with replacement.
         kl_limit: take the token from P_M where KL(P_M || Q) of the step, over the whole vocabulary
             at temperature 1, exceeds this many nats; None for no limit.
-        temperature: with top_k and top_p, the proposal. At 0, the most likely token under P_M Q:
-            what sampling tends to with many candidates, and no randomness.
+        temperature: with top_k and top_p, the proposal. 0 takes the most likely token under P_M Q,
+            without randomness.
         top_p: 0.9 is usual.
     """
 
@@ -120,8 +120,8 @@ def propose_align_reduce(
             f"{aligner.context_length} positions of the aligner {aligner.name}; shorten either"
         )
     began = time.perf_counter()
-    # The first candidate has the noise of plain sampling. It is what the safeguard takes, so that
-    # a limit that always holds gives best-of-n's responses, token by token.
+    # The first candidate uses the random numbers of plain sampling, and the safeguard takes it.
+    # If the safeguard always acts, responses are those of best-of-n, token by token.
     own = uniforms(generators, n, T, device)[..., None]
     more = uniforms(generators, n, T * config.candidates, device).unflatten(1, (T, -1))
     noise = torch.cat([own, more], -1)  # (P n, T, m + 1): m candidates, and one to reduce them
@@ -156,7 +156,7 @@ def propose_align_reduce(
 def choose(
     p: Tensor, q: Tensor, uniforms: Tensor, config: RAMConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One token per row: propose, align, reduce, unless the safeguard holds.
+    """One token per row: propose, align, reduce, unless the safeguard acts.
 
     Args:
         p, q: (rows, |V|) logits of the policy and of the aligner.

@@ -1,12 +1,12 @@
 """RE-Control: value-guided representation editing (Kong et al., arXiv:2406.05954).
 
-A value function V(h), an MLP on pre-logits that has learned what reward the policy's own responses
-end with (`aisp.methods.value`), is climbed at every step of decoding,
+A value function V(h) is an MLP that predicts the final reward of the policy's own responses from a
+pre-logit (`aisp.methods.value`). Every step of decoding ascends it,
 
     h <- h + step_size * grad V(h),    `steps` times,
 
-and the token is taken from the edited pre-logit. Nothing is learned at test time; what AISP finds
-out by sampling, RE-Control has to have learned before, from labeled responses.
+and the token is taken from the edited pre-logit. Nothing is learned at test time: what AISP finds
+by sampling, RE-Control must learn beforehand from labeled responses.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class ReControlConfig(SearchConfig):
             one trained for the embedded policy and reward (data/value).
         steps: steps of gradient ascent per token.
         step_size: of each, in units of pre-logit^2 per unit of reward; 0 edits nothing.
-        temperature, top_p: as in best-of-n, so that the difference between the two is the editing.
+        temperature, top_p: as in best-of-n, so that the two differ only in the editing.
 
     The others are those of `SearchConfig`.
     """

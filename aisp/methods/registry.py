@@ -64,7 +64,7 @@ def align(
     progress: bool = True,
     **parameters: Any,
 ) -> Any:
-    """Find a response of high reward without touching a weight of the policy.
+    """Find a response of high reward without changing a weight of the policy.
 
     Args:
         prompts: a string or a list of {"role", "content"} messages; or a list of such prompts,

@@ -1,7 +1,7 @@
 """The value function of RE-Control (Kong et al., arXiv:2406.05954).
 
-V(h) predicts, from the pre-logit h_t of the policy at step t of a response, the reward that the
-response will end with. `aisp.training.value` fits it.
+V(h) predicts the final reward of a response from the policy's pre-logit h_t at step t.
+`aisp.training.value` fits it.
 """
 
 from pathlib import Path
@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from aisp.assets import trained_part
+from aisp.checks import whole
+from aisp.loading import load_tensors
 from aisp.policy import Policy
-from aisp.provenance import data_path
 
 
 class ValueFunction(nn.Module):
@@ -18,17 +20,22 @@ class ValueFunction(nn.Module):
 
     Attributes:
         name: what it was loaded from, or "value".
+        mean, scale: (d,), the pre-logit is standardized with them.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, d: int, width: int | None = None, generator: torch.Generator | None = None):
-        """Weights are drawn from `generator`, so that no global random state is used.
+        """Draw initial weights from `generator`, so that no global random state is used.
 
         Args:
             d: width of the pre-logit.
             width: of the hidden layers; None is d.
         """
         super().__init__()
-        width = width or d
+        d = whole("d", d, least=1)
+        width = d if width is None else whole("width", width, least=1)
         self.name = "value"
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("scale", torch.ones(d))
@@ -50,9 +57,9 @@ class ValueFunction(nn.Module):
         return self.layers((h.float() - self.mean) / self.scale).squeeze(-1)
 
     def ascend(self, h: Tensor, steps: int, step_size: float) -> Tensor:
-        """h after so many steps h <- h + step_size * grad V(h), (..., d) float32.
+        """Gradient ascent on V: `steps` times h <- h + step_size * grad V(h); (..., d) float32.
 
-        Gradients are taken of h alone, also inside `torch.inference_mode`.
+        The weights get no gradients. Works inside `torch.inference_mode` too.
         """
         with torch.inference_mode(False), torch.enable_grad():
             h = h.detach().float().clone()
@@ -76,23 +83,19 @@ def load_value(source: ValueFunction | Path | str, policy: Policy) -> ValueFunct
         source: a `ValueFunction`, the path of a saved one, or "embedded".
 
     Raises:
-        ValueError: there is no such file, or it was made for pre-logits of another width.
+        ValueError: there is no such file, it holds something else, or it was made for pre-logits of
+            another width.
     """
     if isinstance(source, ValueFunction):
         value = source
     else:
-        from safetensors.torch import load_file
-
-        path = data_path("value/value.safetensors") if str(source) == "embedded" else Path(source)
-        if not path.exists():
-            raise ValueError(
-                f"there is no value function {path.name!r} for {str(source)!r}; train one with "
-                "`python -m aisp.training.value PROMPTS --out FOLDER`"
-            )
-        weights = load_file(path)
-        width, d = weights["layers.0.weight"].shape
-        value = ValueFunction(d, width)
-        value.load_state_dict(weights)
+        weights, _ = load_tensors(trained_part("value function", source), "value function")
+        try:
+            width, d = weights["layers.0.weight"].shape
+            value = ValueFunction(d, width)
+            value.load_state_dict(weights)
+        except (KeyError, ValueError, RuntimeError) as error:  # other names, or other shapes
+            raise ValueError(f"{str(source)!r} holds no value function: {error}") from error
         value.name = str(source)
     if value.d != policy.d:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Rewards: what scores a response, and how one is had.
+"""Rewards: what scores a response, and how to get one.
 
 - `base`: what a reward is (`Reward`, `CallableReward`), and calling it safely (`score`);
 - `load`: from a name, a path or a function to a reward (`load_reward`);

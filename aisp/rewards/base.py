@@ -4,6 +4,7 @@ A reward maps (prompts, responses) to one float64 number per pair, higher is bet
 own batched reward, derive from `Reward`; `score` calls one and checks what it returns.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from aisp.prompts import as_messages
+from aisp.checks import as_float, whole
+from aisp.prompts import as_messages, escaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +40,7 @@ class RewardError(ValueError):
 class Reward(ABC):
     """Scores responses; derive from it for a reward of your own that works on batches."""
 
-    name: str = "reward"
+    name: str = "reward"  # records tell rewards by it: give a class of your own another one
     files: tuple[Path, ...] = ()  # weights of its own, which records name by their hash
 
     @abstractmethod
@@ -46,7 +48,8 @@ class Reward(ABC):
         """Rewards of N (prompt, response) pairs.
 
         Args:
-            prompts: N prompts as the caller gave them: strings, message lists or `Prompt`s.
+            prompts: N prompts as the caller gave them: strings, message lists or `Prompt`s. From
+                `aisp.rewards.score`, and so in a search, they are copies.
             responses: N texts.
 
         Returns:
@@ -55,28 +58,38 @@ class Reward(ABC):
 
 
 class CallableReward(Reward):
-    """A plain Python function (prompt, response) -> float."""
+    """A plain Python function (prompt, response) -> float.
 
-    def __init__(self, function: Callable[[Any, str], float]):
-        self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)
+    Attributes:
+        function: the function.
+        name: the one given, the function's attribute `name`, or else what Python calls it.
+        named: whether one of the first two; records then tell the reward by its name alone.
+    """
+
+    def __init__(self, function: Callable[[Any, str], float], name: str | None = None):
+        given = name if name is not None else getattr(function, "name", None)
+        self.function, self.named = function, given is not None
+        if given is None:
+            given = getattr(function, "__name__", type(function).__name__)
+        self.name = str(given)
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
         values = []
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             try:
-                value = self.function(prompt, response)
+                # A copy: what a reward does to its messages stays with it.
+                value = self.function(copy.deepcopy(prompt), response)
             except Exception as error:
                 raise RewardError(
-                    f"reward {self.name!r} raised {type(error).__name__}: {error}, on "
-                    f"{quoted(prompt, response)}",
+                    f"reward {self.name!r} raised {type(error).__name__}: {escaped(str(error))}, on "
+                    f"{described(prompt, response)}",
                     index=i,
                 ) from error
-            number = _number(value)
+            number = as_float(value)
             if number is None:
                 raise RewardError(
                     f"reward {self.name!r} returned {value!r} ({type(value).__name__}) on "
-                    f"{quoted(prompt, response)}; a reward is one number",
+                    f"{described(prompt, response)}; a reward is one number",
                     index=i,
                 )
             values.append(number)
@@ -100,15 +113,16 @@ def score(reward: Reward, prompts: Sequence[Any], texts: Sequence[Sequence[str]]
     n = len(texts[0])
     pairs = [(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
     try:
-        values = reward.score([p for p, _ in pairs], [t for _, t in pairs])
+        # Copies, as in `CallableReward`, for rewards of all kinds.
+        values = reward.score([copy.deepcopy(p) for p, _ in pairs], [t for _, t in pairs])
     except RewardError as error:
         if error.index is not None:
             error.args = (f"candidate {error.index % n}: {error}",)
         raise
     except Exception as error:
         raise RewardError(
-            f"reward {reward.name!r} raised {type(error).__name__}: {error}, on a batch of "
-            f"{len(pairs)} responses, the first of them {quoted(*pairs[0])}"
+            f"reward {reward.name!r} raised {type(error).__name__}: {escaped(str(error))}, on a "
+            f"batch of {len(pairs)} responses, the first of them {described(*pairs[0])}"
         ) from error
     if not isinstance(values, Tensor) or values.shape != (len(pairs),):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -116,16 +130,21 @@ def score(reward: Reward, prompts: Sequence[Any], texts: Sequence[Sequence[str]]
             f"reward {reward.name!r} returned {got} for {len(pairs)} responses; return a tensor of "
             f"shape ({len(pairs)},)"
         )
+    if values.is_complex():
+        raise RewardError(
+            f"reward {reward.name!r} returned complex numbers ({values.dtype}); a reward is a real "
+            "number. Return its real part or its magnitude, whichever is meant"
+        )
     values = values.detach().to("cpu", torch.float64)
     for i in torch.nonzero(values.isnan() | (values == torch.inf)).flatten().tolist():
         raise RewardError(
             f"reward {reward.name!r} is {values[i].item()} for candidate {i % n} of "
-            f"{quoted(*pairs[i])}; a reward is a number, or -inf to reject a response"
+            f"{described(*pairs[i])}; a reward is a number, or -inf to reject a response"
         )
     for p in torch.nonzero((values.view(-1, n) == -torch.inf).all(-1)).flatten().tolist():
         raise RewardError(
             f"reward {reward.name!r} rejected (-inf) all {n} candidates of prompt "
-            f"{_short(prompts[p])}, the first of them {texts[p][0][:60]!r}: no sample can carry "
+            f"{_beginning(prompts[p])}, the first of them {texts[p][0][:60]!r}: no sample can carry "
             "weight. Raise n, or return a low finite reward"
         )
     return values.view(-1, n)
@@ -133,24 +152,15 @@ def score(reward: Reward, prompts: Sequence[Any], texts: Sequence[Sequence[str]]
 
 def length_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Indices in batches of at most `size`, longest first, so that little is padded."""
+    size = whole("batch_size", size, least=1)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def _number(value: Any) -> float | None:
-    """The value as a float, or None where it is not one number."""
-    if isinstance(value, str | bytes | bool | None):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return None
+def described(prompt: Any, response: str) -> str:
+    """How errors name a pair: the beginnings of both, as Python would print them."""
+    return f"prompt {_beginning(prompt)}, response {response[:60]!r}"
 
 
-def _short(prompt: Any) -> str:
+def _beginning(prompt: Any) -> str:
     return repr(as_messages(prompt)[-1]["content"][:60])
-
-
-def quoted(prompt: Any, response: str) -> str:
-    """How errors name a pair."""
-    return f"prompt {_short(prompt)}, response {response[:60]!r}"

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aisp.policy import load_pretrained
+from aisp.assets import EMBEDDED, encoder_dir, is_embedded
+from aisp.checks import whole
+from aisp.loading import load_pretrained, resolve_device
 from aisp.rewards.base import length_batches
 
 POOLINGS = ("mean", "cls", "pooler")
@@ -25,8 +28,8 @@ class SentenceEncoder:
         max_length: tokens that are read; of a longer text the first ones, with a warning.
     """
 
-    model: torch.nn.Module
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     pooling: str
     max_length: int
     name: str = "custom"
@@ -39,7 +42,7 @@ class SentenceEncoder:
         if longer:
             warnings.warn(
                 f"{longer} of {len(texts)} texts are longer than the {self.max_length} tokens that "
-                f"encoder {self.name} reads; the rest of them is not looked at",
+                f"encoder {self.name} reads; the rest of each is left out",
                 stacklevel=3,
             )
             cut = dict(truncation=True, max_length=self.max_length)
@@ -54,7 +57,7 @@ class SentenceEncoder:
                 rows[i] = row
         return torch.nn.functional.normalize(torch.stack(rows).float().cpu(), dim=-1)
 
-    def _pool(self, out, padded) -> Tensor:
+    def _pool(self, out: Any, padded: Any) -> Tensor:
         if self.pooling == "pooler":
             return out.pooler_output
         if self.pooling == "cls":
@@ -64,7 +67,7 @@ class SentenceEncoder:
 
 
 def load_encoder(
-    source: str | Path = "embedded",
+    source: str | Path = EMBEDDED,
     *,
     pooling: str | None = None,
     max_length: int | None = None,
@@ -89,29 +92,27 @@ def load_encoder(
     """
     from transformers import AutoModel
 
-    from aisp import assets
-
-    embedded = str(source) == "embedded"
+    embedded = is_embedded(source)
     pooling = pooling or ("mean" if embedded else None)
     if pooling not in POOLINGS:
         raise ValueError(
             f"pooling of {str(source)!r} is {pooling!r}; choose what it was trained with: 'pooler' "
             "(supervised SimCSE), 'cls' (unsupervised SimCSE), 'mean' (most sentence-transformers)"
         )
-    options = {"dtype": torch.float32, **from_pretrained, "output_loading_info": True}
-    path = assets.encoder_dir() if embedded else source
-    (model, info), tokenizer = load_pretrained(AutoModel, path, **options)
-    missing = [k for k in info["missing_keys"] if pooling == "pooler" or "pooler" not in k]
-    if missing:
-        raise ValueError(
-            f"{str(source)!r} has no weights for {', '.join(sorted(missing)[:3])}; choose another "
-            "pooling, or another encoder"
-        )
+    model, tokenizer = load_pretrained(
+        AutoModel,
+        source,
+        folder=encoder_dir,
+        device=resolve_device(device),
+        optional=lambda weight: pooling != "pooler" and "pooler" in weight,
+        **{"dtype": torch.float32, **from_pretrained},
+    )
     taken = min(
         tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 30)
     )
-    limit = max_length if max_length is not None else 256 if embedded else taken
-    if not 1 < limit <= taken:
-        raise ValueError(f"max_length is {limit}; {str(source)!r} takes 2 to {taken} tokens")
-    model = model.to(device).eval().requires_grad_(False)
+    if max_length is None:
+        max_length = 256 if embedded else taken
+    note = f": what {str(source)!r} takes, in tokens"
+    limit = whole("max_length", max_length, least=2, most=taken, note=note)
+    model.eval().requires_grad_(False)
     return SentenceEncoder(model, tokenizer, pooling, limit, str(source))

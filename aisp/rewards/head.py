@@ -19,9 +19,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from aisp.policy import Policy
+from aisp.assets import EMBEDDED, trained_part
+from aisp.checks import whole
+from aisp.loading import load_tensors
+from aisp.policy import Policy, chat_text
 from aisp.prompts import as_messages
-from aisp.provenance import data_path
 from aisp.rewards.base import Reward, RewardError, length_batches
 
 POOLINGS = ("mean", "last")
@@ -52,10 +54,16 @@ class Head:
 
     @staticmethod
     def load(path: Path) -> "Head":
-        from safetensors import safe_open
+        """Read what `save` wrote.
 
-        with safe_open(path, framework="pt") as file:
-            return Head(file.get_tensor("w"), **json.loads(file.metadata()["head"]))
+        Raises:
+            ValueError: a file that cannot be read, or holds something else.
+        """
+        tensors, metadata = load_tensors(path, "preference head")
+        try:
+            return Head(tensors["w"], **json.loads(metadata["head"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no preference head: {error!r}") from error
 
 
 class EmbeddedReward(Reward):
@@ -65,15 +73,16 @@ class EmbeddedReward(Reward):
     deviation of about 1 (root mean square over the built-in development prompts).
     """
 
-    name = "embedded"
+    name = EMBEDDED
 
     def __init__(self, policy: Policy, head: Head, batch_tokens: int = 4096):
-        self.policy, self.head, self.batch_tokens = policy, head, batch_tokens
+        self.policy, self.head = policy, head
+        self.batch_tokens = whole("batch_tokens", batch_tokens, least=1)
 
     @classmethod
     def load(cls, policy: Policy) -> "EmbeddedReward":
         """The head shipped with the package, on the embedded policy."""
-        path = data_path("reward_head/head.safetensors")
+        path = trained_part("preference head")
         reward = cls(policy, Head.load(path))
         reward.files = (path,)
         return reward
@@ -121,6 +130,7 @@ def features(
     shared, alone = _groups(prompts, encoded)
     longest = max((len(encoded[i][0]) for i in alone), default=1)
     batches = length_batches([len(encoded[i][0]) for i in alone], max(1, batch_tokens // longest))
+    todo: list[tuple[list[int], list[tuple[int, int]]]]
     todo = [([alone[i] for i in batch], []) for batch in batches]
     for group, length in shared:
         # Together while their keys and values, a copy per response, stay moderate.
@@ -136,8 +146,8 @@ def features(
 def _groups(prompts, encoded) -> tuple[list[tuple[list[int], int]], list[int]]:
     """Responses that begin alike, with the length of what they share; and all others.
 
-    A search that tries tokens asks about many extensions of one text. Running that text once for
-    all of them pays where it spares most of the tokens, and costs a pass of its own elsewhere.
+    A token-level search scores many extensions of one text. Running the shared text once is worth
+    it if it is most of the tokens; otherwise the extra pass costs more than it saves.
     """
     by_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -166,11 +176,12 @@ def _pooled(policy, backbone, encoded, sizes, layers, poolings) -> Tensor:
         (N, len(layers), len(poolings), d) float32 on the CPU.
     """
     lengths = [length for count, length in sizes for _ in range(count)] or [0] * len(encoded)
-    starts, past = [], max(lengths)
+    starts: list[list[int]] = []
+    past = max(lengths)
     for count, length in sizes:
         first = encoded[len(starts)][0]
         starts += [first[:length]] * count
-    cache, heads = None, [0.0] * len(layers)
+    cache, heads = None, [torch.zeros(())] * len(layers)
     ids, mask = _right_padded([t[k:] for (t, _), k in zip(encoded, lengths, strict=True)], policy)
     width = ids.shape[1]
     reply = torch.zeros(len(encoded), past + width)  # what each position counts in the mean
@@ -213,12 +224,12 @@ def _right_padded(sequences, policy) -> tuple[Tensor, Tensor]:
 def _encode(policy: Policy, prompt: Any, response: str) -> tuple[list[int], int]:
     """Token ids of the conversation up to the reply's end-of-turn token, and where the reply starts."""
     messages = as_messages(prompt)
-    template = policy.tokenizer.apply_chat_template
-    before = template(messages, tokenize=False, add_generation_prompt=True)
-    whole = template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+    before = chat_text(policy.tokenizer, messages, opens_reply=True)
+    reply = {"role": "assistant", "content": response}
+    conversation = chat_text(policy.tokenizer, [*messages, reply])
     tokenize = policy.tokenizer
     start = len(tokenize(before, add_special_tokens=False)["input_ids"])
-    ids = tokenize(whole.rstrip("\n"), add_special_tokens=False)["input_ids"]
+    ids = tokenize(conversation.rstrip("\n"), add_special_tokens=False)["input_ids"]
     if len(ids) > policy.context_length:
         raise RewardError(
             f"prompt {messages[-1]['content'][:60]!r} with its response takes {len(ids)} tokens; "
@@ -230,7 +241,7 @@ def _encode(policy: Policy, prompt: Any, response: str) -> tuple[list[int], int]
 def _first_layers(model, count: int):
     """The decoder without its layers past `count`, sharing every weight.
 
-    Features of a middle layer need nothing above it; skipping that saves its time.
+    Features of a middle layer need no later layer, so the later ones are skipped.
     """
     decoder = model.get_decoder()
     view = copy.copy(decoder)

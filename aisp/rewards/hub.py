@@ -6,11 +6,11 @@ openbmb/Eurus-RM-7b (Yuan et al., arXiv:2404.02078) keep a stock Llama or Mistra
 `model.` and one row of weights under `regression_head.`, and bring Python code that puts them
 together. That code is not run: the row is loaded as the `score` of transformers' own classifier for
 the backbone, which computes the same thing, reward = regression_head . h with h the last layer's
-output at the last token. Which format a checkpoint reads is told by `architectures` in its config.
+output at the last token. `architectures` in a checkpoint's config says which format it reads.
 
 Not checked here, because the hub is out of reach: the real checkpoints. Names, formats and head are
 those of their model cards and of public code that uses them; the tests save small random models
-with these names. What to look at first, should a score of a real checkpoint disagree with its card:
+with these names. If a score of a real checkpoint disagrees with its card, check first:
 the blank line before "Assistant:" (the card of UltraRM defines its template so, and has a single
 line break in its examples), and whether the tokenizer puts the beginning-of-text token first.
 """
@@ -21,10 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from aisp.policy import load_pretrained
+from aisp.checks import whole
+from aisp.loading import load_pretrained
+from aisp.policy import chat_text
 from aisp.prompts import Messages, as_messages
-from aisp.rewards.base import Reward, RewardError, length_batches, quoted
+from aisp.rewards.base import Reward, RewardError, described, length_batches
 
 Format = Callable[[Messages], str]
 
@@ -79,8 +82,8 @@ class SequenceClassifierReward(Reward):
 
     def __init__(
         self,
-        model,
-        tokenizer,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         name: str = "classifier",
         batch_size: int = 16,
         format: Format | None = None,
@@ -98,7 +101,8 @@ class SequenceClassifierReward(Reward):
         self.limit = getattr(config, "max_position_embeddings", 1 << 30)
         self.pad = tokenizer.pad_token_id if self.reads_last else config.pad_token_id
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer, self.name, self.batch_size = tokenizer, name, batch_size
+        self.tokenizer, self.name = tokenizer, name
+        self.batch_size = whole("batch_size", batch_size, least=1)
         self.format = format
 
     @torch.inference_mode()
@@ -109,7 +113,7 @@ class SequenceClassifierReward(Reward):
             values[batch] = self._forward([encoded[i] for i in batch]).double().cpu()
         return values
 
-    def _forward(self, encoded: list[dict]) -> Tensor:
+    def _forward(self, encoded: list[BatchEncoding]) -> Tensor:
         """(rows,) rewards of tokenized texts."""
         padded = self.tokenizer.pad(encoded, padding_side="right", return_tensors="pt")
         mask = padded["attention_mask"]
@@ -123,19 +127,19 @@ class SequenceClassifierReward(Reward):
         rows = torch.arange(len(last), device=hidden.device)
         return self.model.score(hidden[rows, last])[:, 0]
 
-    def _encode(self, prompt, response) -> dict:
+    def _encode(self, prompt: Any, response: str) -> BatchEncoding:
         messages = as_messages(prompt)
-        whole = [*messages, {"role": "assistant", "content": response}]
+        conversation = [*messages, {"role": "assistant", "content": response}]
         if self.format is not None:
-            encoded = self.tokenizer(self.format(whole))
+            encoded = self.tokenizer(self.format(conversation))
         elif self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(whole, tokenize=False)
+            text = chat_text(self.tokenizer, conversation)
             encoded = self.tokenizer(text, add_special_tokens=False)
         else:
             encoded = self.tokenizer("\n\n".join(m["content"] for m in messages), response)
         if len(encoded["input_ids"]) > self.limit:
             raise RewardError(
-                f"{quoted(prompt, response)} takes {len(encoded['input_ids'])} tokens; reward "
+                f"{described(prompt, response)} takes {len(encoded['input_ids'])} tokens; reward "
                 f"model {self.name!r} reads {self.limit}. Use shorter prompts or responses: "
                 "nothing is truncated silently"
             )
@@ -162,19 +166,18 @@ def load_reward_model(
     Raises:
         ValueError: a checkpoint that cannot be loaded, has not one output, or lacks weights.
     """
-    model, tokenizer = load_pretrained(_Checkpoint, source, dtype=dtype, **from_pretrained)
-    if from_pretrained.get("device_map") is None:
-        model = model.to(device)
+    options = {"dtype": dtype, **from_pretrained}
+    model, tokenizer = load_pretrained(RewardModel, source, device=device, **options)
     for architecture in model.config.architectures or ():
         format = format or REGRESSION_HEADS.get(architecture)
     return SequenceClassifierReward(model, tokenizer, str(source), format=format)
 
 
-class _Checkpoint:
-    """Stands where `load_pretrained` takes one of transformers' Auto classes."""
+class RewardModel:
+    """Takes the place of a transformers Auto class in `load_pretrained`."""
 
     @staticmethod
-    def from_pretrained(source: str | Path, **options):
+    def from_pretrained(source: str | Path, **options: Any) -> tuple[PreTrainedModel, dict]:
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         shared = {k: options[k] for k in ("revision", "token", "trust_remote_code") if k in options}
@@ -185,14 +188,7 @@ class _Checkpoint:
             options |= {"num_labels": 1, "key_mapping": {"^regression_head": "score"}}
         else:
             options.setdefault("use_safetensors", True)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source, output_loading_info=True, **options
-        )
-        if info["missing_keys"]:
-            raise ValueError(
-                f"it has no weights for {', '.join(sorted(info['missing_keys'])[:3])}, which would "
-                "stay random: this is no reward model, or one of a kind that is not known here"
-            )
+        model, info = AutoModelForSequenceClassification.from_pretrained(source, **options)
         if regression_head:
             model.config.pad_token_id = None  # these read the last token, whatever it is
-        return model
+        return model, info

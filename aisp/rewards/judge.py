@@ -1,19 +1,20 @@
-"""The embedded judge: a second preference head, to look at what the first one was searched for.
+"""The embedded judge: a second preference head, which checks what a search with the first one found.
 
-reward(x, y) = (w . f(y) - center) / scale, where f is the mean over the tokens of a layer of the
-embedded sentence encoder, at unit length: another model than the one that writes and is scored, and
-w is fitted on other human preference pairs (rows 1400 on) than the embedded reward (rows up to
-1399). It reads the response alone, not the prompt. Where a search raises the one and not the other,
-it has exploited the one. `aisp.training.judge` trains it.
+reward(x, y) = (w . f(y) - center) / scale, where f is the mean of one layer of the embedded sentence
+encoder over the tokens, scaled to unit length. The judge shares neither model nor data with the
+embedded reward: its features come from another model than the one that writes and is scored, and w
+is fitted to other human preference pairs (rows 1400 on; the embedded reward has the rows before). It
+reads the response alone, not the prompt. A search that raises the reward but not the judge's score
+has exploited the reward. `aisp.training.judge` trains the judge.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aisp.provenance import data_path
+from aisp.assets import EMBEDDED, trained_part
 from aisp.rewards.base import Reward
 from aisp.rewards.encoder import SentenceEncoder, load_encoder
 from aisp.rewards.head import Head
@@ -34,7 +35,7 @@ class EmbeddedJudge(Reward):
     @classmethod
     def load(cls, device: str | torch.device = "cpu") -> "EmbeddedJudge":
         """The head shipped with the package, on the embedded sentence encoder."""
-        path = data_path("judge/head.safetensors")
+        path = trained_part("judge")
         head = Head.load(path)
         judge = cls(first_layers(head.layer, device), head)
         judge.files = (path,)
@@ -46,7 +47,8 @@ class EmbeddedJudge(Reward):
 
 
 def first_layers(layers: int, device: str | torch.device = "cpu") -> SentenceEncoder:
-    """The embedded sentence encoder without its layers past so many."""
-    encoder = load_encoder("embedded", device=device)
-    encoder.model.encoder.layer = encoder.model.encoder.layer[:layers]
+    """The embedded sentence encoder, cut off after this many layers."""
+    encoder = load_encoder(EMBEDDED, device=device)
+    stack = encoder.model.get_submodule("encoder")
+    stack.layer = nn.ModuleList([*stack.get_submodule("layer").children()][:layers])
     return encoder

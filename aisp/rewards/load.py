@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from aisp.policy import Policy, load_policy, resolve_dtype
+from aisp.assets import EMBEDDED, is_embedded
+from aisp.loading import resolve_device, resolve_dtype
+from aisp.policy import Policy, load_policy
 from aisp.prompts import Messages
 from aisp.rewards.base import CallableReward, Reward
 from aisp.rewards.head import EmbeddedReward
@@ -15,7 +17,7 @@ from aisp.rewards.judge import EmbeddedJudge
 
 
 def load_reward(
-    source: str | Path | Callable[[Any, str], float] | Reward = "embedded",
+    source: str | Path | Callable[[Any, str], float] | Reward = EMBEDDED,
     *,
     policy: Policy | None = None,
     device: str | torch.device | None = None,
@@ -46,14 +48,12 @@ def load_reward(
         return source
     if callable(source):
         return CallableReward(source)
-    device = torch.device(
-        device or (policy.device if policy else "cuda" if torch.cuda.is_available() else "cpu")
-    )
-    if str(source) == "embedded":
-        if policy is None or policy.name != "embedded" or policy.device != device:
-            policy = load_policy("embedded", device=device, dtype=dtype)
+    device = resolve_device(policy.device if policy and device is None else device)
+    if is_embedded(source):
+        if policy is None or not policy.is_embedded or policy.device != device:
+            policy = load_policy(EMBEDDED, device=device, dtype=dtype)
         return EmbeddedReward.load(policy)
-    if str(source) == "embedded-judge":
+    if str(source) == EmbeddedJudge.name:
         return EmbeddedJudge.load(device)
     dtype = resolve_dtype(dtype, device)
     return load_reward_model(source, device=device, dtype=dtype, format=format, **from_pretrained)

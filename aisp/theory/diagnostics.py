@@ -1,8 +1,8 @@
 """Measurements on pre-logits: are they Gaussian, and which softmax does Gaussian noise resemble?
 
-The theory needs Gaussian *perturbations*, which are ours to choose. What is measured here is the
-assumption that motivates a Gaussian base law, pre-logits that are themselves Gaussian, and what
-greedy decoding of noisy pre-logits does as a sampler.
+The theory needs Gaussian *perturbations*, which we choose. This module measures two other things:
+whether pre-logits are Gaussian, the assumption that motivates a Gaussian base law; and how greedy
+decoding of noisy pre-logits behaves as a sampler.
 
 Shapes: N pre-logits of width d, vocabulary size |V|, P positions, K draws per position.
 """
@@ -73,6 +73,7 @@ def collect_prelogits(
             generators=generators,
             keep_prelogits=True,
         )
+        assert out.prelogits is not None  # asked for
         valid = torch.arange(steps, device=out.lengths.device) < out.lengths[..., None]
         parts.append([x.flatten(0, 1).cpu() for x in (out.prelogits.float(), out.tokens, valid)])
     return Prelogits(*(torch.cat(part) for part in zip(*parts, strict=True)))
@@ -110,8 +111,8 @@ def whitened(Z: Tensor, k: int) -> Tensor:
 def gaussian_twin(Z: Tensor, generator: torch.Generator) -> Tensor:
     """As many draws from the Gaussian with the mean and covariance of Z, (N, d).
 
-    What a statistic of Z would be if Z were Gaussian, after the same choice of components: with N
-    below d, quantiles from a textbook do not know about that choice.
+    A statistic of Z is compared with its values on such twins, which go through the same choice of
+    components. With N below d, textbook quantiles do not account for that choice.
     """
     centered = Z.double() - Z.double().mean(0)
     mix = torch.randn(len(Z), len(Z), generator=generator, dtype=torch.float64)

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from aisp.policy import load_policy
-from aisp.prompts import hh_pairs, load_prompts
+from aisp.preference_data import hh_pairs
+from aisp.prompts import load_prompts
 from aisp.provenance import data_path
 from aisp.rewards.head import Head
 from aisp.rewards.judge import first_layers
-from aisp.training.preference_head import calibrate, row, select, write
+from aisp.training.preference_head import calibrate, row_of, select, write
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = hh_pairs(args.pairs)
     texts = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     f = torch.stack([first_layers(layer).embed(texts) for layer in args.layers], 1)
-    fitted = torch.tensor([row(p) >= args.fitted_from for p in pairs])
+    fitted = torch.tensor([row_of(p) >= args.fitted_from for p in pairs])
     names = [(layer,) for layer in args.layers]
     k, w, report = select(f.unflatten(0, (2, len(pairs))), fitted, names, seed=args.seed)
     encoder = first_layers(args.layers[k])

@@ -1,8 +1,9 @@
 """Training of the embedded preference head on human preference pairs.
 
-`pair_features` reads the pairs, `select` chooses features and fits w by logistic regression
-(`train`), `calibrate` finds the scale, and `python -m aisp.training.preference_head PAIRS` does all of it
-and writes data/reward_head/. `aisp.rewards.judge` trains the second head with the same functions.
+`pair_features` computes the features of pairs, `select` chooses among features and fits w by logistic
+regression (`train`), and `calibrate` finds the scale. `python -m aisp.training.preference_head PAIRS`
+does all of it and writes data/reward_head/. `aisp.training.judge` trains the embedded judge with the
+same functions.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 from aisp.intervals import wilson
 from aisp.policy import Policy, load_policy
-from aisp.prompts import Pair, hh_pairs, load_prompts
+from aisp.preference_data import Pair, hh_pairs
+from aisp.prompts import load_prompts
 from aisp.provenance import data_path
 from aisp.rewards.head import POOLINGS, Head, features
 from aisp.state import generator
@@ -75,7 +77,8 @@ def select(
 ) -> tuple[int, Tensor, dict[str, Any]]:
     """Choose features by cross-validation, fit on them, and test on the pairs that are left.
 
-    The one-standard-error rule: of all that cannot be told from the best, the fewest layers.
+    The one-standard-error rule: among the candidates whose accuracy is within one standard error of
+    the best, the one with the fewest layers.
 
     Args:
         f: (2, N, K, d) features of the chosen and the rejected responses, K candidates.
@@ -135,7 +138,7 @@ def calibrate(
 
 
 def write(folder: Path, head: Head, report: dict[str, Any]) -> None:
-    """head.safetensors and report.json; the report is printed too, but for its candidates."""
+    """Write head.safetensors and report.json; print the report without its candidates."""
     folder.mkdir(parents=True, exist_ok=True)
     head.save(folder / "head.safetensors")
     report = {"layer": head.layer, "pooling": head.pooling, **report}
@@ -144,8 +147,8 @@ def write(folder: Path, head: Head, report: dict[str, Any]) -> None:
     print(json.dumps({k: v for k, v in report.items() if k != "candidates"}, indent=1))
 
 
-def row(pair: Pair) -> int:
-    """The row of its file that a pair came from."""
+def row_of(pair: Pair) -> int:
+    """The row of its file that a pair came from, from 0."""
     return int(pair.id.rsplit("-", 1)[1])
 
 
@@ -162,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy = load_policy("embedded")
     pairs = hh_pairs(args.pairs)
     f = pair_features(policy, pairs, args.layers).flatten(2, 3)
-    fitted = torch.tensor([row(p) < args.held_out_from for p in pairs])
+    fitted = torch.tensor([row_of(p) < args.held_out_from for p in pairs])
     names = [(layer, pooling) for layer in args.layers for pooling in POOLINGS]
     k, w, report = select(f, fitted, names, seed=args.seed)
     layer, pooling = names[k]

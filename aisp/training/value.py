@@ -2,107 +2,27 @@
 
 V is trained on the policy's own responses, labeled by the reward, with the Bellman target: V(h_t)
 towards stop_gradient(V(h_{t+1})), and V at a response's last valid position towards its reward.
-`collect` draws and labels the responses, `train` fits V, and `python -m aisp.training.value` does
-both and writes data/value/.
+`value_data.collect` draws and labels the responses, `train` fits V, and
+`python -m aisp.training.value` does both and writes data/value/.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from aisp.engine.decoding import Decoding
-from aisp.engine.rollout import rollout
+from aisp.checks import real, whole
 from aisp.methods.value import ValueFunction
-from aisp.policy import Policy, load_policy
-from aisp.prompts import Prompt, load_prompts
-from aisp.provenance import data_path, environment, file_sha256, git_state
-from aisp.rewards.base import Reward, score
+from aisp.policy import load_policy
+from aisp.prompts import load_prompts
+from aisp.provenance import data_path, environment, file_sha256, git_state, replacing
 from aisp.rewards.load import load_reward
-from aisp.state import generator
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-SAMPLED = Decoding(1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Trajectories:
-    """Labeled responses of the policy.
-
-    Attributes:
-        prelogits: (N, T, d), zero after a response's end.
-        lengths: (N,) tokens decoded, the end-of-turn token counted.
-        rewards: (N,) float64.
-        prompt: (N,) which prompt each response answers; training and validation share none.
-    """
-
-    prelogits: Tensor
-    lengths: Tensor
-    rewards: Tensor
-    prompt: Tensor
-
-
-def collect(
-    policy: Policy,
-    reward: Reward,
-    prompts: Sequence[Prompt],
-    *,
-    n: int,
-    max_new_tokens: int,
-    decoding: Decoding = SAMPLED,
-    batch: int = 8,
-    seed: int = 0,
-    work: Path | None = None,
-    progress: bool = True,
-) -> Trajectories:
-    """Draw n responses to each prompt from the policy, keep their pre-logits, and score them.
-
-    Args:
-        decoding: temperature 1 and nothing cut off is the policy itself, whose value V is.
-        batch: prompts decoded together.
-        work: a folder; each batch is kept there as it is finished, and found there by a re-run.
-    """
-    from safetensors.torch import load_file, save_file
-
-    parts = []
-    starts = range(0, len(prompts), batch)
-    for start in tqdm(starts, desc="responses", disable=not progress, unit="batch"):
-        group = prompts[start : start + batch]
-        path = None if work is None else work / f"responses-{start:05d}.safetensors"
-        if path is not None and path.exists():
-            parts.append(load_file(path))
-            continue
-        sources = [generator(seed, p, 0, policy.head_device) for p in group]
-        out = rollout(
-            policy,
-            [policy.prefix(p, max_new_tokens) for p in group],
-            n,
-            max_new_tokens,
-            decoding=decoding,
-            generators=sources,
-            keep_prelogits=True,
-        )
-        number = torch.arange(start, start + len(group)).repeat_interleave(n)
-        part = {
-            "prelogits": out.prelogits.flatten(0, 1).cpu(),
-            "lengths": out.lengths.flatten().cpu(),
-            "rewards": score(reward, group, out.texts).flatten(),
-            "prompt": number,
-        }
-        if path is not None:
-            work.mkdir(parents=True, exist_ok=True)
-            save_file(part, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
-        parts.append(part)
-    return Trajectories(**{k: torch.cat([part[k] for part in parts]) for k in parts[0]})
+from aisp.training.value_data import Positions, Trajectories, collect, positions
 
 
 def bellman(
@@ -136,13 +56,14 @@ def train(
 
     The validation loss is the mean squared difference between V(h_t) and the reward that the
     response really ended with, over all positions of responses to held-out prompts. Its expectation
-    is that of (V - the true value)^2 plus a constant, which the Bellman loss, small for any constant
-    V, is not.
+    is that of (V - the true value)^2 plus a constant. The Bellman loss is no such measure: it is
+    small for any constant V.
 
     Args:
-        data: from `collect`.
+        data: from `value_data.collect`.
         width: of the hidden layers; None is d.
-        epochs, patience: at most so many; stop after so many without improvement.
+        epochs: the most that are run.
+        patience: training stops after this many epochs without a lower validation loss.
         batch_size: positions per step.
         validation: share of the prompts that is held out.
         checkpoint: a file, written after every epoch; a re-run continues from it exactly.
@@ -152,113 +73,133 @@ def train(
         epoch, the loss of predicting the mean reward, and R^2 at the kept epoch.
 
     Raises:
-        ValueError: fewer than two prompts, of which none could be held out.
+        ValueError: fewer than two prompts, of which none could be held out; a parameter out of its
+            range.
     """
-    numbers = data.prompt.unique()
-    if len(numbers) < 2:
-        raise ValueError(f"data has {len(numbers)} prompt; training needs one more to hold out")
-    g = torch.Generator().manual_seed(seed)
-    held_count = min(len(numbers) - 1, max(1, round(validation * len(numbers))))
-    held = torch.isin(data.prompt, numbers[torch.randperm(len(numbers), generator=g)[:held_count]])
-    fitted, validated = _positions(data, ~held), _positions(data, held)
-    value = ValueFunction(data.prelogits.shape[-1], width, g)
-    h = data.prelogits[fitted[0], fitted[1]].float()
-    value.mean.copy_(h.mean(0))
-    value.scale.copy_(h.std(0).clamp(min=1e-6))
-    optimizer = torch.optim.Adam(value.parameters(), lr=rate)
-    losses: list[float] = []
-    best = {k: v.clone() for k, v in value.state_dict().items()}
+    epochs, patience = whole("epochs", epochs, least=1), whole("patience", patience, least=1)
+    batch_size = whole("batch_size", batch_size, least=1)
+    g = torch.Generator().manual_seed(whole("seed", seed, least=0))
+    held = _held_out(data.prompt, real("validation", validation, least=0, most=1), g)
+    fitted, validated = positions(data, ~held), positions(data, held)
+    value = _standardizing(data, fitted, width, g)
+    run = _Run(value, real("rate", rate, above=0), g)
     if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        value.load_state_dict(state["value"])
-        optimizer.load_state_dict(state["optimizer"])
-        g.set_state(state["generator"])
-        losses, best = state["losses"], state["best"]
-
-    @torch.no_grad()
-    def error(predict) -> float:
-        rows, steps = validated
-        parts = zip(rows.split(8192), steps.split(8192), strict=True)
-        squares = [(predict(data.prelogits[i, t]) - data.rewards[i]).square() for i, t in parts]
-        return torch.cat(squares).mean().item()
-
-    bar = tqdm(total=epochs, initial=len(losses), desc="value", disable=not progress, unit="epoch")
-    while len(losses) < epochs and len(losses) - _argmin(losses) < patience:
-        for picked in torch.randperm(len(fitted[0]), generator=g).split(batch_size):
-            prediction, target = bellman(value, data, fitted[0][picked], fitted[1][picked])
-            optimizer.zero_grad()
-            (prediction - target).square().mean().backward()
-            optimizer.step()
-        losses.append(error(value))
-        if _argmin(losses) == len(losses):
-            best = {k: v.clone() for k, v in value.state_dict().items()}
+        run.load(checkpoint)
+    bar = tqdm(
+        total=epochs, initial=len(run.losses), desc="value", disable=not progress, unit="epoch"
+    )
+    while len(run.losses) < epochs and len(run.losses) - run.best_epoch < patience:
+        run.epoch(data, fitted, validated, batch_size)
         if checkpoint is not None:
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            state = {"value": value.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"generator": g.get_state(), "losses": losses, "best": best}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            run.write(checkpoint)
         bar.update()
-        bar.set_postfix(validation=f"{losses[-1]:.4f}")
+        bar.set_postfix(validation=f"{run.losses[-1]:.4f}")
     bar.close()
-    value.load_state_dict(best)
+    value.load_state_dict(run.best)
+    report = _report(run, data, fitted, validated)
+    counts = {"responses_fitted": int((~held).sum()), "responses_held_out": int(held.sum())}
+    return value.eval().requires_grad_(False), counts | report
+
+
+class _Run:
+    """Where a training stands: weights, optimizer, source of randomness and losses so far."""
+
+    def __init__(self, value: ValueFunction, rate: float, generator: torch.Generator):
+        self.value, self.generator = value, generator
+        self.optimizer = torch.optim.Adam(value.parameters(), lr=rate)
+        self.losses: list[float] = []  # of validation, one per epoch
+        self.best = self._weights()  # of the epoch of least validation loss
+
+    @property
+    def best_epoch(self) -> int:
+        """From 1; 0 before the first."""
+        return self.losses.index(min(self.losses)) + 1 if self.losses else 0
+
+    def epoch(
+        self, data: Trajectories, fitted: Positions, validated: Positions, batch_size: int
+    ) -> None:
+        """Go over the fitted positions once, in random order, and note the validation loss."""
+        order = torch.randperm(len(fitted[0]), generator=self.generator)
+        for picked in order.split(batch_size):
+            prediction, target = bellman(self.value, data, fitted[0][picked], fitted[1][picked])
+            self.optimizer.zero_grad()
+            (prediction - target).square().mean().backward()
+            self.optimizer.step()
+        self.losses.append(_squared_error(self.value, data, validated))
+        if self.best_epoch == len(self.losses):
+            self.best = self._weights()
+
+    def write(self, path: Path) -> None:
+        state = {
+            "value": self.value.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "losses": self.losses,
+            "best": self.best,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as new:
+            torch.save(state, new)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.value.load_state_dict(state["value"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.losses, self.best = state["losses"], state["best"]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {k: v.clone() for k, v in self.value.state_dict().items()}
+
+
+def _report(
+    run: _Run, data: Trajectories, fitted: Positions, validated: Positions
+) -> dict[str, Any]:
     mean = data.rewards[fitted[0]].mean()
-    constant = error(lambda h: mean.expand(len(h)))
-    report = {
-        "responses_fitted": int((~held).sum()),
-        "responses_held_out": int(held.sum()),
+    constant = _squared_error(lambda h: mean.expand(len(h)), data, validated)
+    return {
         "positions_fitted": len(fitted[0]),
         "positions_held_out": len(validated[0]),
-        "validation_loss": losses,
-        "epoch": _argmin(losses),
+        "validation_loss": run.losses,
+        "epoch": run.best_epoch,
         "loss_of_the_mean": constant,
-        "r2": 1 - min(losses) / constant,
+        "r2": 1 - min(run.losses) / constant,
     }
-    return value.eval().requires_grad_(False), report
 
 
-def within_prompt_correlation(value: ValueFunction, data: Trajectories) -> "pd.DataFrame":
-    """How V(h_t) goes with the final reward among responses to the same prompt, by step.
+def _held_out(prompt: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Which responses are held out, (N,) bool: those to a random share of the prompts."""
+    numbers = prompt.unique()
+    if len(numbers) < 2:
+        raise ValueError(f"data has {len(numbers)} prompt; training needs one more to hold out")
+    count = min(len(numbers) - 1, max(1, round(share * len(numbers))))
+    return torch.isin(prompt, numbers[torch.randperm(len(numbers), generator=generator)[:count]])
 
-    Args:
-        data: from `collect`, several responses to each prompt.
 
-    Returns:
-        One row per step: correlation, the Pearson correlation after both were centered within
-        their prompt (NaN where V does not vary, as at the first step), and responses, how many
-        were still being written.
-    """
-    import pandas as pd
+def _standardizing(
+    data: Trajectories, at: Positions, width: int | None, generator: torch.Generator
+) -> ValueFunction:
+    """An untrained value function that standardizes pre-logits as they are at some positions."""
+    width = None if width is None else whole("width", width, least=1)
+    value = ValueFunction(data.prelogits.shape[-1], width, generator)
+    h = data.prelogits[at].float()
+    value.mean.copy_(h.mean(0))
+    value.scale.copy_(h.std(0).clamp(min=1e-6))
+    return value
 
-    rows = []
-    for t in range(data.prelogits.shape[1]):
-        alive = data.lengths > t
-        with torch.no_grad():
-            v = value(data.prelogits[alive, t].to(value.mean.device)).double().cpu()
-        pair = torch.stack([v, data.rewards[alive]])
-        for p in data.prompt[alive].unique():
-            own = data.prompt[alive] == p
-            pair[:, own] -= pair[:, own].mean(1, keepdim=True)
-        varies = pair[0].std() > 1e-4 * data.rewards.std()
-        correlation = torch.corrcoef(pair)[0, 1].item() if varies else float("nan")
-        rows.append({"step": t, "correlation": correlation, "responses": int(alive.sum())})
-    return pd.DataFrame(rows)
+
+@torch.no_grad()
+def _squared_error(predict: Callable[[Tensor], Tensor], data: Trajectories, at: Positions) -> float:
+    """Mean squared difference between predictions from pre-logits and the final reward."""
+    parts = zip(at[0].split(8192), at[1].split(8192), strict=True)
+    squares = [(predict(data.prelogits[i, t]) - data.rewards[i]).square() for i, t in parts]
+    return torch.cat(squares).mean().item()
 
 
 def _file_and_hash(source: str) -> tuple[str, str | None]:
+    """The file's name and SHA-256 of a source such as "hh:FILE"; of others the source and None."""
     path = Path(source.partition(":")[2])
     return (path.name, file_sha256(path)) if path.is_file() else (source, None)
-
-
-def _positions(data: Trajectories, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and steps of all valid positions of the chosen responses."""
-    valid = torch.arange(data.prelogits.shape[1]) < data.lengths[:, None]
-    return torch.nonzero(valid & rows[:, None]).unbind(-1)
-
-
-def _argmin(losses: Sequence[float]) -> int:
-    """Number of the best epoch, from 1; 0 before the first."""
-    return losses.index(min(losses)) + 1 if losses else 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -99,17 +99,18 @@ def test_the_perturbation_reaches_exactly_its_steps(tiny, name):
     assert moved > 20  # the perturbation did matter
 
 
-def test_perturbed_logits_are_the_head_of_the_sum(tiny, monkeypatch):
+def test_perturbed_logits_are_the_head_of_the_sum(tiny):
     """Not only the argmax: the logits that a token is taken from equal head(z + v)."""
-    import aisp.engine.rollout as module
-
     policy, n, T, tau = tiny("gemma3"), 3, 6, 4
     V = noise(1, n, tau, policy)
     taken = []
-    monkeypatch.setattr(
-        module, "take_token", lambda logits, *a: taken.append(logits) or take_token(logits, *a)
-    )
-    out = rollout(policy, prefixes(policy)[:1], n, T, V=V, keep_prelogits=True)
+
+    def noted(logits, *rest):
+        taken.append(logits)
+        return take_token(logits, *rest)
+
+    prompt = prefixes(policy)[:1]
+    out = rollout(policy, prompt, n, T, V=V, keep_prelogits=True, take_token=noted)
     assert (out.lengths == T).all()
     for t in range(T):
         z = out.prelogits[0, :, t]

@@ -60,7 +60,7 @@ def test_the_questions_are_found_again_in_their_records():
     for given in ({}, {"sigma": 0.3, "lam": 0.2, "alpha": 0.9, "longer": 4}):
         questions, methods = ablations.plan(BUDGETS[1], **given)
         config = {label: configure(**m).describe() for label, m in methods.items()}
-        assert ablations.asked(fake(methods, config)) == (questions, BUDGETS[1]["kappa"])
+        assert ablations.questions_of(fake(methods, config)) == (questions, BUDGETS[1]["kappa"])
 
 
 def test_answers_are_means_and_paired_differences():
@@ -101,3 +101,17 @@ def test_long_runs_are_judged_at_every_budget(tiny, tmp_path):
     assert base["samples"].tolist() == [4, 4]
     two = out[(out["samples"] == 4) & (out["label"] == "AISP")]
     assert sorted(base["reward"]) == sorted(two["reward"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sigma": "1e-1"}, "sigma is '1e-1'; it must be > 0 and finite.*without quotes: 0.1"),
+        ({"lam": 0}, "lam is 0; it must be > 0 and finite"),
+        ({"alpha": True}, r"alpha is True; it must lie in \[0, 1\]"),
+        ({"longer": 1.5}, "longer is 1.5; it must be a whole number >= 1"),
+    ],
+)
+def test_a_plan_with_bad_numbers_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ablations.plan(BUDGETS[0], **wrong)

@@ -3,9 +3,12 @@
 import time
 
 import pytest
+import torch
 
+from aisp.engine import decoding
 from aisp.engine.decoding import Decoding
-from aisp.experiment import bench
+from aisp.engine.rollout import rollout
+from aisp.experiment import bench, timing
 from aisp.rewards import load_reward
 
 
@@ -16,7 +19,7 @@ def test_times_are_medians_of_the_repeats_without_the_warm_up():
         calls.append("slow")
         time.sleep(0.2 if len(calls) == 1 else 0.02)  # the warm-up is slower still
 
-    table = bench.timed({"slow": slow, "fast": lambda: calls.append("fast")}, 3)
+    table = timing.timed({"slow": slow, "fast": lambda: calls.append("fast")}, 3)
     assert calls == ["slow", "fast"] * 4, "in turn, so that a drift of the machine hits both"
     table = table.set_index("name")
     assert 0.02 <= table.loc["slow", "low"] <= table.loc["slow", "seconds"]
@@ -26,10 +29,10 @@ def test_times_are_medians_of_the_repeats_without_the_warm_up():
 
 @pytest.mark.parametrize("decoding", [Decoding(), Decoding(1.0, 0, 0.9)], ids=["greedy", "top-p"])
 def test_generate_and_the_engine_decode_the_same_number_of_tokens(tiny, decoding):
-    policy = bench.endless(tiny("llama"))
-    ids = bench.prefix_of(policy, 30)
+    policy = timing.endless(tiny("llama"))
+    ids = timing.prefix_of(policy, 30)
     assert len(ids) == 30
-    out = bench.generate(policy, ids, 3, 7, decoding)
+    out = timing.generate(policy, ids, 3, 7, decoding)
     assert out.shape == (3, 37)
     table = bench.against_generate(
         tiny("llama"), responses=(2, 3), tokens=5, prefix=30, repeats=1, decoding=decoding
@@ -64,7 +67,7 @@ def test_whole_runs_use_equal_budgets(tiny):
     assert len(set(seen)) == 2
 
 
-def test_scaling_and_limit(tiny):
+def test_scaling_and_lower_bounds(tiny):
     table = bench.scaling(
         tiny("llama"),
         axes={"responses": (2, 4), "prefix": (20, 40)},
@@ -79,7 +82,7 @@ def test_scaling_and_limit(tiny):
     ]
     assert (table["low"] <= table["tokens_per_second"]).all()
     assert (table["tokens_per_second"] <= table["high"]).all()
-    bound = bench.limit(tiny("llama"), rows=4, length=16, repeats=1)
+    bound = timing.lower_bounds(tiny("llama"), rows=4, length=16, repeats=1)
     assert bound["name"].tolist() == ["matrix products", "cache"]
     assert (bound["seconds"] > 0).all()
 
@@ -95,3 +98,58 @@ def test_every_profile_of_the_notebook_has_all_sizes():
 @pytest.mark.slow
 def test_peak_memory_of_a_run_of_its_own():
     assert 300 < bench.peak_memory("aisp", n=2, kappa=1, tokens=3) < 20_000  # MiB
+
+
+def test_each_step_of_the_engine_is_taken_away_alone(tiny, monkeypatch):
+    calls = []
+
+    def counted(*args, share_prefixes=True, take_token=decoding.take_token, **options):
+        out = rollout(*args, share_prefixes=share_prefixes, take_token=take_token, **options)
+        calls.append((options.get("decoding"), share_prefixes, take_token, out.tokens))
+        return out
+
+    monkeypatch.setattr(timing, "rollout", counted)
+    table = bench.engine_steps(tiny("llama"), responses=20, tokens=5, prefix=30, repeats=1)
+    names = ["as it is", "copied prefixes", "plain argmax", "whole batch"]
+    assert table["name"].tolist() == names * 2
+    assert table["decoding"].tolist() == ["perturbed greedy"] * 4 + ["top-p 0.9"] * 4
+    assert table["slower_by"][[0, 4]].tolist() == [1, 1]
+    assert table["tokens_per_second"][1] == pytest.approx(20 * 5 / table["seconds"][1])
+    timed = calls[4:8], calls[12:]  # without the warm-up
+    for four, how in zip(timed, (None, timing.TOP_P), strict=True):
+        assert [c[0] for c in four] == [how] * 4
+        assert [c[1] for c in four] == [True, False, True, True]
+        assert [c[2] is decoding.take_token for c in four] == [True, True, False, False]
+        for c in four:  # in float32 a step that is taken away changes the time and no token
+            assert torch.equal(c[3], four[0][3])
+    assert four[3][2].keywords == {"rows_at_once": 20}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: timing.timed({}, 0), "repeats is 0; it must be a whole number >= 1"),
+        (lambda p: timing.prefix_of(p, 2.5), "prefix is 2.5; it must be a whole number >= 1"),
+        (lambda p: bench.against_generate(p, responses=(2, "4")), "responses is '4'"),
+        (lambda p: bench.against_generate(p, tokens=0), "tokens is 0"),
+        (lambda p: bench.engine_steps(p, responses=True), "responses is True"),
+        (lambda p: bench.whole_runs(p, None, prompts=0), "prompts is 0"),
+        (
+            lambda p: bench.scaling(p, base=dict.fromkeys(bench.AXES, 1), axes={"prompt": (1,)}),
+            "axis is 'prompt'; known: prompts, responses, tokens, prefix",
+        ),
+        (
+            lambda p: bench.scaling(p, base=dict.fromkeys(bench.AXES, 1), axes={"tokens": (0,)}),
+            "tokens is 0",
+        ),
+        (lambda p: timing.lower_bounds(p, rows=4, length=-1), "length is -1"),
+    ],
+)
+def test_sizes_that_cannot_be_measured_are_refused(tiny, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny("llama"))
+
+
+def test_a_failed_run_says_why_it_has_no_peak_memory():
+    with pytest.raises(RuntimeError, match=r"(?s)failed: .*unrecognized arguments: --sizes=3"):
+        bench.peak_memory("aisp", sizes=3)

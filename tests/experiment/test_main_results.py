@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aisp import experiment
-from aisp.experiment import main_results, records
+from aisp.experiment import identity, main_results, measures, records
 from aisp.methods import configure
 from aisp.prompts import Prompt
 
@@ -23,6 +23,8 @@ class FakePolicy:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     tokenizer: object = None
+    model: object = None
+    eos_ids: tuple[int, ...] = (0,)
 
 
 REWARD = SimpleNamespace(name="embedded")
@@ -64,7 +66,8 @@ def test_templates():
     expected = "User: Hi\n\nAssistant: Hello\n\nUser: Why?\n\nAssistant:"
     assert main_results.template("User")(messages) == expected
     human = FakePolicy(template=main_results.template("Human"))
-    assert records.made_with(human, REWARD)["template"] == "Human"
+    made = identity.made_with(human, REWARD, {"A": configure("best_of_n")})["A"]
+    assert made["template"] == "Human" and len(made["template_sha256"]) == 64
     for wrong in ("User: ", "Continuation", "chatt", ""):
         with pytest.raises(ValueError, match="or the capitalized word that opens"):
             main_results.template(wrong)
@@ -149,7 +152,7 @@ def test_methods_have_one_order_whatever_was_written_first():
     assert [list(of["prompt"]) for _, of in found[:-1].groupby("label")] == [["p0", "p1", "p2"]] * 9
 
 
-def test_taken_over_are_records_that_agree_in_everything(tmp_path):
+def test_taken_over_are_records_that_agree_in_everything(tmp_path, byte_tokenizer):
     asked = prompts()
     run = {"policy": "embedded", "template": "chat", "dtype": "float32", "device": "cpu"}
     runs = {"r1": {**run, "reward": "embedded"}, "r2": {**run, "reward": "another"}}
@@ -168,7 +171,7 @@ def test_taken_over_are_records_that_agree_in_everything(tmp_path):
     (tmp_path / "old.jsonl").write_text(lines)
     methods, _ = main_results.plan(None, FakePolicy(), REWARD, BUDGET)
     path = tmp_path / "new.jsonl"
-    given = (methods, asked, FakePolicy(), REWARD)
+    given = (methods, asked, FakePolicy(tokenizer=byte_tokenizer), REWARD)
     assert experiment.take_over(path, None, *given) == {} and not path.exists()
     assert experiment.take_over(path, "none,old", *given) == {"AISP": 1}
     assert [json.loads(line) for line in path.read_text().splitlines()] == [good]
@@ -190,11 +193,11 @@ def measured(monkeypatch):
         seen.append([p.id for p in args[-2]] if len(args) > 1 else None)
         return torch.arange(len(texts), dtype=torch.float64)
 
-    monkeypatch.setattr(main_results.metrics, "coherence", fake)
-    monkeypatch.setattr(main_results.metrics, "surprisal", fake)
+    monkeypatch.setattr(measures.metrics, "coherence", fake)
+    monkeypatch.setattr(measures.metrics, "surprisal", fake)
     policy = FakePolicy(tokenizer=lambda text, **_: {"input_ids": text.split()})
     judge = SimpleNamespace(name="judge", score=lambda asked, texts: -torch.arange(len(texts)))
-    out = main_results.measure(pd.DataFrame(rows), asked, policy, judge=judge)
+    out = measures.measure(pd.DataFrame(rows), asked, policy, judge=judge)
     assert seen == [["p0", "p1", "p0", "p1", "p2"]] * 2
     return out
 
@@ -214,23 +217,21 @@ def test_one_text_that_cannot_be_judged_costs_no_other():
 
     asked = prompts()
     with pytest.warns(UserWarning, match="judge: 1 of 3 responses .* to p1: ValueError: too long"):
-        values = main_results.each("judge", score, asked, ["a", "long", "b"])
+        values = measures.measure_or_nan("judge", score, asked, ["a", "long", "b"])
     assert values[[0, 2]].tolist() == [1, 1] and values[1].isnan()
-    assert main_results.each("judge", score, asked, ["a", "c", "b"]).tolist() == [1, 2, 3]
+    assert measures.measure_or_nan("judge", score, asked, ["a", "c", "b"]).tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match="too long"):
-        main_results.each("judge", score, asked[:2], ["long", "long"])
+        measures.measure_or_nan("judge", score, asked[:2], ["long", "long"])
 
 
 def test_texts_that_no_model_wrote_are_not_measured(monkeypatch):
     for name in ("coherence", "surprisal"):
-        monkeypatch.setattr(
-            main_results.metrics, name, lambda *args, **_: torch.ones(len(args[-1]))
-        )
+        monkeypatch.setattr(measures.metrics, name, lambda *args, **_: torch.ones(len(args[-1])))
     policy = FakePolicy(tokenizer=lambda text, **_: {"input_ids": text.split()})
     asked = [Prompt("shp-1", "Why?", "shp"), Prompt("q1", "Why?", "builtin")]
     rows = [record("AISP", p, 1.0) | {"response": "… it says"} for p in asked]
     rows.append(record("noise only", asked[1], 1.0) | {"interrupted": True})
-    out = main_results.measure(pd.DataFrame(rows), asked, policy)
+    out = measures.measure(pd.DataFrame(rows), asked, policy)
     assert out["length"].isna().tolist() == [True, False, True] and out["reward"].notna().all()
 
 
@@ -261,3 +262,33 @@ def test_the_records_of_a_file_of_parameters(tmp_path):
     assert main_results.records_of(params) == experiment.records_path("x", "cpu")
     params.write_text("# nothing\n")
     assert main_results.records_of(params) == experiment.records_path("main_results", "smoke")
+
+
+def test_methods_may_be_a_list_as_yaml_has_them():
+    text, _ = main_results.plan("aisp, kad", FakePolicy(), REWARD, BUDGET)
+    for names in (["aisp", "kad"], ("aisp", " kad ")):
+        assert main_results.plan(names, FakePolicy(), REWARD, BUDGET)[0] == text
+    with pytest.raises(ValueError, match="ram cannot run: there is no aligner"):
+        main_results.plan(["ram"], FakePolicy("some/model"), REWARD, BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (3, "methods is 3; it must be a list of names, or a text that separates them by commas"),
+        ({"aisp": 1}, "methods is {'aisp': 1}; it must be a list"),
+        (["aisp", 1], "methods has 1, which is no name"),
+        ([["aisp"]], r"methods has \['aisp'\], which is no name"),
+        ([], "methods is empty; known: aisp, noise_only"),
+        (" , ", "methods is empty; known: aisp, noise_only"),
+        (["aisp", "dpo"], "methods has 'dpo'; known: aisp, noise_only"),
+    ],
+)
+def test_methods_of_another_kind_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        main_results.plan(names, FakePolicy(), REWARD, BUDGET)
+
+
+def test_a_number_that_arrives_as_text_is_named():
+    with pytest.raises(ValueError, match=r"w is '1'; it must be a finite number.*without quotes"):
+        main_results.plan("aisp", FakePolicy(), REWARD, BUDGET, w="1")

@@ -15,15 +15,15 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from fake_runs import POLICY, PROMPTS, Fake, comparable, in_order, install, reward, run_fake
 
 import aisp
-import aisp.experiment.records
 from aisp import experiment
 from aisp.alignment import Alignment
 from aisp.experiment import tables
-from aisp.methods import configure
+from aisp.experiment.__main__ import main
 from aisp.prompts import Prompt
-from aisp.rewards import RewardError
+from aisp.rewards import CallableReward
 
 SMALL = dict(n=3, kappa=2, max_new_tokens=5)
 CPU = Path(__file__).parent.parent.parent / "data" / "results" / "cpu"
@@ -33,12 +33,8 @@ METHODS = {
 }
 
 
-def reward(prompt, response):
-    return float(len(set(response)))
-
-
 def go(path, policy, limit=3, methods=METHODS, reward=reward, **more):
-    reward.__name__ = "reward"  # the same one, for all that records can tell
+    reward = CallableReward(reward, name="reward")  # the same one, for all that records can tell
     prompts = aisp.load_prompts("builtin", split="test", limit=limit)
     return experiment.run(path, methods, prompts, policy, reward, progress=False, batch=2, **more)
 
@@ -62,31 +58,33 @@ def test_records_hold_what_align_returns(tiny, tmp_path):
 
 def test_runs_name_the_weights_by_hash_or_revision(embedded, tmp_path):
     from aisp import assets
-    from aisp.provenance import data_path, file_sha256, weights
+    from aisp.experiment.identity.weights import weight_files
+    from aisp.provenance import data_path, file_sha256
 
     for name, folder in {"embedded": "reward_head", "embedded-judge": "judge"}.items():
         head = data_path(f"{folder}/head.safetensors")
         reward = aisp.load_reward(name, policy=embedded)
-        assert weights(reward) == {"head.safetensors": file_sha256(head)}
-    assert weights(embedded) == assets.POLICY.digests
+        assert weight_files(reward) == {"head.safetensors": file_sha256(head)}
+    stored = assets.policy_dir() / "model.safetensors"
+    assert weight_files(embedded) == {"model.safetensors": file_sha256(stored)}
     (tmp_path / "model.safetensors").write_bytes(b"x")
     (tmp_path / "config.json").write_text("{}")
-    local = weights(SimpleNamespace(name=str(tmp_path), model=object()))
+    local = weight_files(SimpleNamespace(name=str(tmp_path), model=object()))
     assert local == {"model.safetensors": file_sha256(tmp_path / "model.safetensors")}
     config = SimpleNamespace(_commit_hash="abc")
     hub = SimpleNamespace(name="some/model", model=SimpleNamespace(config=config))
-    assert weights(hub) == {"revision": "abc"}
-    assert weights(lambda prompt, response: 0.0) == {}
+    assert weight_files(hub) == {"revision": "abc"}
+    assert weight_files(lambda prompt, response: 0.0) == {}
 
 
 def test_a_long_run_holds_the_shorter_ones(tiny, tmp_path):
     more = {label: m | {"kappa": 5} for label, m in METHODS.items()}
     long = go(tmp_path / "long.jsonl", tiny(), methods=more)
     short = go(tmp_path / "short.jsonl", tiny())
-    assert comparable(tables.after(long, 2)).equals(comparable(short))
-    assert comparable(tables.after(long, 5)).equals(comparable(long))
-    assert tables.after(short, 3).empty
-    assert (tables.after(long, 1)["reward"] < long["reward"]).any()  # or nothing was shown
+    assert comparable(tables.stopped_after(long, 2)).equals(comparable(short))
+    assert comparable(tables.stopped_after(long, 5)).equals(comparable(long))
+    assert tables.stopped_after(short, 3).empty
+    assert (tables.stopped_after(long, 1)["reward"] < long["reward"]).any()  # or nothing was shown
 
 
 def test_provenance_tells_prompt_sets_apart_by_hash(fake, tmp_path):
@@ -108,9 +106,11 @@ def test_reward_calls_are_those_of_the_history_else_the_samples(fake, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sampler_comparison.jsonl", "sampler_sweep.jsonl"])
-def test_stored_records_are_read_and_found_done(name, fake, tmp_path):
+def test_stored_records_are_read_and_found_done(name, fake, tmp_path, byte_tokenizer):
     copy = tmp_path / name
     copy.write_bytes((CPU / name).read_bytes())
+    sidecar = copy.with_suffix(".runs.json")
+    sidecar.write_bytes((CPU / sidecar.name).read_bytes())
     records = experiment.load(copy)
     assert records["error"].isna().all() and (records["reward_calls"] == records["samples"]).all()
     methods = {
@@ -118,7 +118,10 @@ def test_stored_records_are_read_and_found_done(name, fake, tmp_path):
         for label, group in records.groupby("label", sort=False)
     }
     prompts = [p for p in aisp.load_prompts("builtin") if p.id in set(records["prompt"])]
-    again = run_fake(copy, prompts, methods)
+    about = {"name": "embedded", "template": "chat", "dtype": torch.bfloat16}
+    embedded = SimpleNamespace(**vars(POLICY) | about | {"tokenizer": byte_tokenizer})
+    optimized = CallableReward(reward, name="embedded")
+    again = experiment.run(copy, methods, prompts, embedded, optimized, progress=False)
     assert fake.batches == [] and copy.read_bytes() == (CPU / name).read_bytes()
     pd.testing.assert_frame_equal(again, records)
 
@@ -182,7 +185,7 @@ def test_records_of_another_policy_reward_or_prompt_are_refused(fake, tmp_path):
     path, one = tmp_path / "e.jsonl", [Prompt("p1", "x", "s")]
     run_fake(path, one)
     content = path.read_bytes()
-    changes = {"name": "other", "template": "continuation", "dtype": torch.bfloat16}
+    changes = {"name": "other", "template": "another", "dtype": torch.bfloat16}
     for what, value in changes.items():
         policy = SimpleNamespace(**vars(POLICY) | {what: value})
         what = {"name": "policy"}.get(what, what)
@@ -205,7 +208,7 @@ def test_records_of_another_policy_reward_or_prompt_are_refused(fake, tmp_path):
 
 
 def test_a_batch_of_no_prompts_is_refused(fake, tmp_path):
-    with pytest.raises(ValueError, match="batch is 0; it is how many prompts"):
+    with pytest.raises(ValueError, match="batch is 0; it must be a whole number >= 1"):
         run_fake(tmp_path / "e.jsonl", batch=0)
     assert not (tmp_path / "e.jsonl").exists()
 
@@ -292,7 +295,7 @@ def test_a_failing_prompt_is_recorded_and_stops_no_other(tiny, tmp_path, capsys)
     assert failed["error"].str.contains("RewardError: candidate 0.*KeyError: 'no more'").all()
     assert failed["reward"].isna().all() and (failed["samples"] == 0).all()
     assert '"reward": null' in path.read_text() and "NaN" not in path.read_text()
-    assert tables.main(["show", str(path)]) == 1
+    assert main(["show", str(path)]) == 1
     shown = capsys.readouterr()
     assert f"failed: AISP, {guilty.id}, seed 0: RewardError" in shown.err and "failed" in shown.out
 
@@ -303,7 +306,7 @@ def test_a_failing_prompt_is_recorded_and_stops_no_other(tiny, tmp_path, capsys)
     expected = go(tmp_path / "other.jsonl", tiny())
     columns = ["label", "prompt", "seed", "reward", "response", "samples", "tokens", "error"]
     pd.testing.assert_frame_equal(*(in_order(t)[columns] for t in (after, expected)))
-    assert tables.main(["show", str(path)]) == 0
+    assert main(["show", str(path)]) == 0
 
 
 def test_a_prompt_that_is_too_long_fails_without_its_text_in_the_record(tiny, tmp_path, capsys):
@@ -451,88 +454,22 @@ def test_a_second_process_is_refused_until_the_first_is_dead(fake, tmp_path):
 
 
 def test_where_there_are_no_locks_a_warning_says_so(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("aisp.experiment.records.fcntl", None)
+    monkeypatch.setattr("aisp.experiment.store.storage.fcntl", None)
     with pytest.warns(UserWarning, match=r"cannot be locked \(this system has no flock\)"):
         assert len(run_fake(tmp_path / "e.jsonl")) == len(PROMPTS) * 2
 
 
-# -- a method that takes no time ------------------------------------------------------------------
-
-PROMPTS = [Prompt(f"p{i}", f"question {i}", "set") for i in range(10)]
-POLICY = SimpleNamespace(
-    name="fake", template="chat", dtype=torch.float32, device="cpu", prefix=lambda p: [0]
-)
-
-
-class Fake:
-    """Stands in for `align`: a result is a function of prompt, seed and method only."""
-
-    def __init__(self, seconds=0.0):
-        self.seconds, self.guilty, self.memory, self.within_reward = seconds, set(), 100, False
-        self.batches = []
-
-    def __call__(self, prompts, policy, reward, method, *, seed, progress, **parameters):
-        self.batches.append(len(prompts))
-        time.sleep(self.seconds)
-        if len(prompts) > self.memory:
-            error = torch.OutOfMemoryError("CUDA out of memory")
-            if self.within_reward:
-                raise RewardError("the reward raised OutOfMemoryError") from error
-            raise error
-        if self.guilty & {p.id for p in prompts}:
-            raise RuntimeError("the model fails")
-        config = configure(method, **parameters)
-        return [self.result(p, config, seed, method) for p in prompts]
-
-    def result(self, prompt, config, seed, method):
-        rng = random.Random(f"{prompt.id} {seed} {method}")
-        value, response = rng.random(), f"{rng.random()} " * rng.choice([1, 5000])
-        history = {"reward_best": [value], "tokens": [7], "seconds": [time.perf_counter()]}
-        if method == "aisp":
-            history["reward_calls"] = [11]
-        one = {"iteration": 0, "response": response, "reward": value}
-        candidates = pd.DataFrame([one] * 4)
-        history = pd.DataFrame(history)
-        return Alignment(prompt, response, value, candidates, history, config, seed, method)
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    return install(Fake(), monkeypatch.setattr)
-
-
-def install(fake, setattr=setattr):
-    setattr(aisp.experiment.records, "align", fake)
-    setattr(
-        aisp.experiment.records, "git_state", dict
-    )  # takes longer than a whole run of this method
-    return fake
-
-
-def run_fake(path, prompts=PROMPTS, methods=None, **more):
-    methods = methods or {"A": {"method": "best_of_n"}, "B": {"method": "aisp"}}
-    more = {"progress": False, "batch": 2} | more
-    return experiment.run(path, methods, prompts, POLICY, reward, **more)
-
-
-def in_order(records):
-    return records.sort_values(["label", "prompt", "seed"]).reset_index(drop=True)
-
-
-def comparable(records):
-    """All but what differs between runs."""
-    records = in_order(records).drop(columns=["run", "seconds", "batch"])
-    records["history"] = [h | {"seconds": None} for h in records["history"]]
-    return records
+# -- what the processes do, which are killed -------------------------------------------------------
 
 
 def helper(task, path):
     command = [sys.executable, __file__, task, str(path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    shared = {"PYTHONPATH": os.pathsep.join(sys.path)}  # tests/ among it, for the fake
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | shared)
 
 
 def be_killed(path):
-    """Start a run that takes 3 s and kill it after less than 0.4 s, six times."""
+    """Start a run that takes 3 s and kill it after less than 0.5 s, six times."""
     rng, counts = random.Random(0), []
     install(Fake(seconds=0.1))
     for _ in range(6):
@@ -540,7 +477,7 @@ def be_killed(path):
         if child == 0:
             run_fake(path, seeds=range(3))
             os._exit(0)
-        time.sleep(rng.uniform(0.05, 0.4))
+        time.sleep(rng.uniform(0.1, 0.5))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         counts.append(len(experiment.load(path)))

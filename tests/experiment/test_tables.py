@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aisp.experiment import tables
+from aisp.experiment import load, tables
+from aisp.experiment.__main__ import main
 
 
 def records(rewards):
@@ -72,7 +73,7 @@ def test_interrupted_records_count_in_no_mean():
 
 def test_no_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there are no records at .*e\.jsonl"):
-        tables.load(tmp_path / "e.jsonl")
+        load(tmp_path / "e.jsonl")
 
 
 def test_comparison_has_a_column_for_every_label_and_a_row_for_every_prompt_with_a_result():
@@ -145,16 +146,16 @@ def written(path, some):
 def test_show_prints_the_tables_and_exits_with_1_where_something_failed(tmp_path, capsys):
     whole = records({"A": [[3, 1, 2, 5]], "B_": [[1, 1, 3, 1]]})
     path = written(tmp_path / "e.jsonl", whole)
-    assert tables.main(["show", path]) == 0
+    assert main(["show", path]) == 0
     printed = capsys.readouterr().out
     assert "A" in printed and "B_" in printed and "seconds" in printed and "reward [95%]" in printed
     for style, sign in (("markdown", "|---|"), ("latex", r"B\_ & 4 & 1.50")):
-        assert tables.main(["show", path, "--format", style, "--against", "A"]) == 0
+        assert main(["show", path, "--format", style, "--against", "A"]) == 0
         printed = capsys.readouterr().out
         assert sign in printed and "minus A" in printed
 
     path = written(tmp_path / "failed.jsonl", records(FAILED))
-    assert tables.main(["show", path, "--format", "latex"]) == 1
+    assert main(["show", path, "--format", "latex"]) == 1
     shown = capsys.readouterr()
     assert shown.err.count("\n") == 6 and "failed: B, p1, seed 0: ValueError: no" in shown.err
     assert "ValueError" not in shown.out
@@ -164,4 +165,4 @@ def test_show_prints_the_tables_and_exits_with_1_where_something_failed(tmp_path
         [path, "--format", "x"],
     ):
         with pytest.raises(SystemExit):
-            tables.main(["show", *wrong])
+            main(["show", *wrong])

@@ -17,7 +17,7 @@ def test_different_vocabularies_are_refused(tiny, byte_tokenizer):
     policy = tiny()
     other = copy.deepcopy(byte_tokenizer)
     other.add_tokens(["<|new|>"])
-    with pytest.raises(ValueError, match="has another vocabulary"):
+    with pytest.raises(ValueError, match="have different vocabularies"):
         load_aligner(aisp.Policy(policy.model, other, name="other"), policy)
     wide = copy.deepcopy(policy.model)
     wide.resize_token_embeddings(320)
@@ -30,14 +30,14 @@ def test_different_vocabularies_are_refused(tiny, byte_tokenizer):
 def test_aligners_that_cannot_be_loaded(tiny, trained_adapter, tmp_path, monkeypatch):
     policy = tiny()
     with pytest.raises(
-        ValueError, match=r"no adapter at .*train one with `python -m aisp.training.ram"
+        ValueError, match=r"there is no aligner at .*train one with `python -m aisp.training.ram"
     ):
         load_aligner(tmp_path / "nothing", policy)
     with pytest.raises(ValueError, match=r"belongs to the embedded policy.*'tiny-llama'"):
         aisp.align("Hi", policy, reward, "ram", **SMALL)
-    monkeypatch.setitem(load_aligner.__globals__, "data_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("aisp.assets.embedded.data_path", lambda name: tmp_path / name)
     embedded = aisp.Policy(policy.model, policy.tokenizer, name="embedded")
-    with pytest.raises(ValueError, match=r"no adapter at .*python -m aisp.training.ram"):
+    with pytest.raises(ValueError, match=r"there is no aligner at .*python -m aisp.training.ram"):
         load_aligner("embedded", embedded)
     with pytest.raises(ValueError, match="does not fit tiny-gpt2"):
         load_aligner(trained_adapter[0], tiny("gpt2"))

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 import aisp
@@ -82,3 +83,21 @@ def test_the_reward_is_the_stated_formula(embedded):
     f = features(embedded, PROMPTS, REPLIES, layers=[head.layer], poolings=[head.pooling])[:, 0, 0]
     expected = (f.double() @ head.w.double() - head.center) / head.scale
     torch.testing.assert_close(reward.score(PROMPTS, REPLIES), expected)
+
+
+def test_a_file_that_holds_no_head(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "h.safetensors"
+    save_file({"w": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match=r"h\.safetensors holds no preference head: KeyError"):
+        Head.load(path)
+    Head(torch.tensor([1.0, float("inf")]), 0.5, 2.0, 3, "last").save(path)
+    with pytest.raises(ValueError, match="has 1 of 2 numbers in w that are NaN or infinite"):
+        Head.load(path)
+
+
+def test_batch_tokens_is_a_whole_number(embedded):
+    for wrong in (0, 1.5, "4096"):
+        with pytest.raises(ValueError, match=f"batch_tokens is {wrong!r}; it must be a whole"):
+            EmbeddedReward(embedded, Head(torch.ones(3), 0, 1, 3, "last"), batch_tokens=wrong)

@@ -223,5 +223,5 @@ def test_a_classifier_with_two_outputs_is_no_reward_model(tmp_path, byte_tokeniz
 def test_a_language_model_is_no_reward_model(tmp_path, byte_tokenizer):
     llama(**REWARD_SIZE | {"num_labels": 1}).save_pretrained(tmp_path)
     byte_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot load .*no weights for score\.weight"):
+    with pytest.raises(ValueError, match=r"has no weights for score\.weight"):
         load_reward(tmp_path, dtype="float32")

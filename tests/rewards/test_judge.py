@@ -4,7 +4,7 @@ import torch
 
 import aisp
 from aisp import assets
-from aisp.prompts import hh_pairs
+from aisp.preference_data import hh_pairs
 from aisp.rewards.judge import EmbeddedJudge
 
 TEXTS = ["I cannot help with that.", "Sure! Here is how:\n1. Boil water.", "no"]

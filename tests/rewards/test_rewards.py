@@ -110,3 +110,71 @@ def test_a_failing_reward_leaves_the_candidates_reachable(tiny):
     assert sorted(first["reward"]) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert table[table["iteration"] == 1]["reward"].isna().all()
     assert table["response"].map(lambda r: isinstance(r, str)).all()
+
+
+@pytest.mark.parametrize("value", [1 + 2j, torch.tensor(1 + 2j), "numpy"], ids=type)
+def test_complex_numbers_are_no_rewards(value):
+    import numpy as np
+
+    value = np.complex64(1 + 2j) if value == "numpy" else value
+    with pytest.raises(RewardError, match=r"candidate 0: reward .* returned .*2.*j.*one number"):
+        score(load_reward(lambda p, r: value), ["One?"], [["a"]])
+
+
+def test_complex_batches_are_no_rewards():
+    with pytest.raises(RewardError, match=r"complex numbers .torch.complex64.; a reward is a real"):
+        score(Batched(torch.zeros(4, dtype=torch.complex64)), ["a", "b"], [["1", "2"], ["3", "4"]])
+
+
+def test_a_reward_cannot_change_the_prompt(tiny):
+    """Neither the caller's messages nor what the next response is scored with."""
+    from aisp.prompts import Prompt
+
+    seen = []
+
+    def reward(prompt, response):
+        messages = prompt if isinstance(prompt, list) else prompt.messages
+        seen.append(messages[-1]["content"])
+        messages[-1]["content"] += " changed"
+        if isinstance(prompt, list):
+            prompt.append({"role": "assistant", "content": response})
+        return float(len(response))
+
+    messages = [{"role": "user", "content": "Hi"}]
+    prompt = Prompt("p", [{"role": "user", "content": "Hi"}], "test")
+    options = dict(n=2, kappa=2, max_new_tokens=3, progress=False)
+    aisp.align([messages, prompt], tiny(), load_reward(reward), **options)
+    assert messages == list(prompt.messages) == [{"role": "user", "content": "Hi"}]
+    assert seen == ["Hi"] * 8
+
+
+def test_an_error_names_the_prompt_whatever_the_reward_did_to_it():
+    def reward(prompt, response):
+        prompt.clear()
+        return None
+
+    messages = [{"role": "user", "content": "Hi"}]
+    for call in (lambda r: r.score([messages], ["a"]), lambda r: score(r, [messages], [["a"]])):
+        with pytest.raises(RewardError, match=r"returned None .* on prompt 'Hi', response 'a'"):
+            call(load_reward(reward))
+    assert messages == [{"role": "user", "content": "Hi"}]
+
+
+def test_a_name_given_to_a_callable_stays():
+    assert CallableReward(len).name == "len"
+    assert CallableReward(lambda p, r: 0.0).name == "<lambda>"
+    assert CallableReward(len, name="length in characters").name == "length in characters"
+    assert CallableReward(len, name="x").function is len
+
+
+def test_control_characters_of_model_text_do_not_reach_the_terminal():
+    def reward(prompt, response):
+        raise ValueError(f"cannot parse {response}")
+
+    with pytest.raises(RewardError) as caught:
+        score(load_reward(reward), ["One\x1b[2J?"], [["a\x1b[31m\nb\x9bm"]])
+    text = str(caught.value)
+    assert text.isprintable() and r"cannot parse a\x1b[31m\nb\x9bm, on" in text
+    with pytest.raises(RewardError) as caught:
+        score(Batched(ValueError("\x1b[31m")), ["a"], [["\x1b[31m"]])
+    assert str(caught.value).isprintable()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import aisp
-from aisp.prompts import hh_pairs
+from aisp.preference_data import hh_pairs
 from aisp.provenance import data_path
 from aisp.rewards.head import EmbeddedReward, Head
 from aisp.training.preference_head import calibrate, main, pair_features, select, train

@@ -1,7 +1,9 @@
 """Training a residual aligner: its loss, its data, resuming, and the whole command."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,7 +17,10 @@ from aisp.engine.rollout import rollout
 from aisp.methods.aligner import with_adapter
 from aisp.state import generator
 from aisp.training import ram as ram_training
-from aisp.training.ram import TrainingConfig, encode, log_likelihood, train
+from aisp.training import ram_data
+from aisp.training.ram import TrainingConfig, train
+from aisp.training.ram_data import encode
+from aisp.training.ram_loss import log_likelihood
 
 QUICK = TrainingConfig(**QUICK_SETTINGS)
 
@@ -28,6 +33,11 @@ QUICK = TrainingConfig(**QUICK_SETTINGS)
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be > 0"),
         ({"warmup": 1.0}, "warmup is 1.0"),
         ({"layers": -1}, "layers is -1; it must be a whole number >= 0"),
+        ({"rank": True}, "rank is True; it must be a whole number >= 1"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number >= 0"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; .*without quotes: 0.001"),
+        ({"clip": float("nan")}, "clip is nan; it must be > 0 and finite"),
+        ({"targets": "q_proj"}, "targets is 'q_proj'; it must be a tuple of names, or None"),
     ],
 )
 def test_bad_training_parameters_are_refused(parameters, message):
@@ -99,9 +109,9 @@ def test_the_policys_samples_are_drawn_once_from_the_policy_itself(
         generators=[generator(0, PAIRS[3][0], 0, policy.head_device)],
     )
     assert stored[3] == expected.tokens[0, 0, : expected.lengths[0, 0]].tolist()
-    monkeypatch.setattr(ram_training, "rollout", None)  # the cache answers from now on
+    monkeypatch.setattr(ram_data, "rollout", None)  # the cache answers from now on
     prompts = [p for p, _ in PAIRS + HELD]
-    again = ram_training.proposals(policy, prompts, QUICK, work, False)
+    again = ram_data.proposals(policy, prompts, work, tokens=8, seed=0, progress=False)
     assert [e.ids[e.start :] for e in again] == stored
 
 
@@ -217,3 +227,34 @@ def test_the_embedded_policy_trains_in_bfloat16(tmp_path):
     assert size < 2e6
     out = aisp.align("Hi", policy, reward, "ram", aligner=tmp_path / "o", n=2, max_new_tokens=4)
     assert len(out.candidates) == 16
+
+
+def test_numbers_of_other_libraries_become_plain_ones():
+    config = TrainingConfig(
+        rank=np.int64(4), a=torch.tensor(0.5), seed=np.uint8(3), targets=["q_proj"]
+    )
+    assert (type(config.rank), type(config.a), type(config.seed)) == (int, float, int)
+    assert config == TrainingConfig(rank=4, a=0.5, seed=3, targets=("q_proj",))
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["targets"] == ["q_proj"]
+
+
+def test_a_killed_training_leaves_checkpoint_and_samples_whole(tiny, tmp_path, monkeypatch):
+    """What is half written when the process ends does not take the place of what was there."""
+    config = TrainingConfig(batch_tokens=256, proposal_tokens=4, checkpoint_every=1)
+    call = dict(out=tmp_path / "o", work=tmp_path / "w", progress=False)
+    written = []
+
+    def torn(state, to):
+        if written:
+            to.write_bytes(b"half")
+            raise KeyboardInterrupt
+        save(state, to)
+        written.append(to.read_bytes())
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), PAIRS, HELD[:1], config, **call)
+    left = {path.name: path for path in (tmp_path / "w").iterdir()}
+    assert sorted(left) == ["checkpoint.pt", "proposals.json"]
+    assert left["checkpoint.pt"].read_bytes() == written[0]

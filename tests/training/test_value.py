@@ -5,14 +5,8 @@ import torch
 
 import aisp
 from aisp.methods.value import ValueFunction, load_value
-from aisp.training.value import (
-    Trajectories,
-    bellman,
-    collect,
-    main,
-    train,
-    within_prompt_correlation,
-)
+from aisp.training.value import bellman, main, train
+from aisp.training.value_data import Trajectories, collect, within_prompt_correlation
 
 D, T = 6, 5
 
@@ -190,3 +184,44 @@ def test_correlation_within_prompts_leaves_the_prompts_out():
     assert abs(table["correlation"][0]) < 4 / 2000**0.5  # four standard errors of no correlation
     assert table["correlation"][1] == pytest.approx(1)
     assert table["responses"].tolist() == [2000, 1999]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; it must be a whole number >= 1"),
+        ({"patience": 2.5}, "patience is 2.5; it must be a whole number >= 1"),
+        ({"batch_size": True}, "batch_size is True; it must be a whole number >= 1"),
+        ({"rate": "3e-4"}, "rate is '3e-4'; it must be > 0 and finite.*without quotes: 0.0003"),
+        ({"validation": 1.5}, r"validation is 1.5; it must lie in \[0, 1\]"),
+        ({"seed": "0"}, "seed is '0'; it must be a whole number >= 0"),
+        ({"width": 0}, "width is 0; it must be a whole number >= 1"),
+    ],
+)
+def test_arguments_of_training_are_checked(wrong, message):
+    data, _ = drift(N=20)
+    with pytest.raises(ValueError, match=message):
+        train(data, progress=False, **wrong)
+
+
+def test_batches_of_prompts_are_whole(tiny):
+    with pytest.raises(ValueError, match="batch is 0; it must be a whole number >= 1"):
+        collect(tiny(), None, aisp.load_prompts("builtin", limit=1), n=1, max_new_tokens=1, batch=0)
+
+
+def test_a_killed_training_leaves_its_checkpoint_whole(tmp_path, monkeypatch):
+    """What is half written when the process ends does not take the place of what was there."""
+    data, _ = drift(N=60)
+    path = tmp_path / "a.pt"
+    options = dict(width=8, patience=9, progress=False, checkpoint=path)
+    train(data, epochs=1, **options)
+    whole = path.read_bytes()
+
+    def torn(state, to):
+        to.write_bytes(whole[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, epochs=2, **options)
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]

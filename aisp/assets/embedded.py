@@ -5,41 +5,34 @@ SmolLM2-135M-Instruct (as a 4-bit GGUF, Q4_1), the policy, and all-MiniLM-L6-v2,
 for the metrics. Both travel as files inside wheels on PyPI. `policy_dir()` and `encoder_dir()`
 return a folder that `from_pretrained` loads, and do no more than they have to:
 
-    a whole folder in the cache?             -> use it
+    a whole folder in the cache?             -> use it (`aisp.assets.cache`)
     otherwise is the package installed here? -> copy its files  }  and check every SHA-256
     otherwise                                -> pip download    }
     the policy only: 4-bit GGUF              -> float32 safetensors, once, about 20 s
 
-A folder is built under a hidden name and renamed when complete. So a folder that can be seen is
-whole, whatever was interrupted, and two processes that build the same one do each other no harm.
-
     python -m aisp.assets      prepares both and checks every byte of them
+
+What was trained here for these models is small and ships with this package in data/, each part with
+its card (README.md) and a report: `trained_part` finds it.
 """
 
-import hashlib
 import importlib.util
 import io
-import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
-MANIFEST = "manifest.json"
-PARTIAL = ".partial-"
-STALE_SECONDS = 24 * 3600  # no build takes a day: what is older was left by a killed process
+from aisp.assets.cache import AssetError, cache_dir, prepared
+from aisp.checks import choice, flag
+from aisp.provenance import data_path, file_sha256
 
-
-class AssetError(RuntimeError):
-    """Embedded weights could not be had, or are not the ones we expect."""
+EMBEDDED = "embedded"  # in the place of a path or an id: the weights that this module finds
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,28 @@ class Wheel:
     def digests(self) -> dict[str, str]:
         return {name: digest for digest, name in map(str.split, self.sums.strip().splitlines())}
 
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """A file, or a folder with a file in it, that this package ships."""
+
+    path: str  # below data/
+    command: str  # trains another one
+    file: str = ""  # in the folder
+
+
+PARTS = {
+    "value function": TrainedPart(
+        "value/value.safetensors", "python -m aisp.training.value PROMPTS --out FOLDER"
+    ),
+    "aligner": TrainedPart(
+        "ram", "python -m aisp.training.ram PAIRS --out FOLDER", "adapter_config.json"
+    ),
+    "preference head": TrainedPart(
+        "reward_head/head.safetensors", "python -m aisp.training.preference_head PAIRS"
+    ),
+    "judge": TrainedPart("judge/head.safetensors", "python -m aisp.training.judge PAIRS"),
+}
 
 POLICY_FOLDER = "smollm2-135m-instruct-v1"  # raise v1 whenever `_convert` writes something else
 POLICY = Wheel(
@@ -84,12 +99,33 @@ acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b  tokenizer_conf
 )
 
 
+def is_embedded(source: object) -> bool:
+    """Whether a user's name or path is the word "embedded"."""
+    return str(source) == EMBEDDED
+
+
+def trained_part(kind: str, source: str | Path = EMBEDDED) -> Path:
+    """Where a part lies that was trained for a policy.
+
+    Args:
+        kind: a key of PARTS.
+        source: "embedded", the one that ships with this package, or the path of another one.
+
+    Raises:
+        ValueError: there is none; says how one is trained.
+    """
+    part = PARTS[choice("kind", kind, list(PARTS))]
+    path = data_path(part.path) if is_embedded(source) else Path(source)
+    if not (path / part.file).is_file():
+        raise ValueError(f"there is no {kind} at {path}; train one with `{part.command}`")
+    return path
+
+
 def policy_dir(*, verify: bool = False) -> Path:
     """Folder of SmolLM2-135M-Instruct in float32: weights, tokenizer and chat template.
 
     Args:
-        verify: compare the digest of every file with the one recorded at conversion. Without it
-            only sizes are compared: hashing 540 MB would slow down every load.
+        verify: hash every file, and not only those that were written to since the last check.
 
     Raises:
         AssetError: the weights cannot be had; says what was tried and what to do.
@@ -101,107 +137,25 @@ def policy_dir(*, verify: bool = False) -> Path:
         _say(f"converting {gguf} to float32 (once, about 20 s)")
         _convert(source / gguf, new)
 
-    return _prepared(POLICY_FOLDER, build, verify)
+    return prepared(POLICY_FOLDER, build, verify=flag("verify", verify))
 
 
 def encoder_dir(*, verify: bool = False) -> Path:
     """Folder of the sentence encoder all-MiniLM-L6-v2; arguments and errors as in `policy_dir`."""
-    return _unpacked(ENCODER, verify)
-
-
-def cache_dir() -> Path:
-    """$AISP_CACHE, else $XDG_CACHE_HOME/aisp, else ~/.cache/aisp. Not created until needed."""
-    if chosen := os.environ.get("AISP_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "aisp"
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _unpacked(ENCODER, flag("verify", verify))
 
 
 def _say(text: str) -> None:
     print(f"aisp: {text}", file=sys.stderr, flush=True)
 
 
-def _prepared(name: str, build: Callable[[Path], None], verify: bool = False) -> Path:
-    """The folder `name` of the cache; `build` fills it if it is absent or damaged."""
-    final = cache_dir() / name
-    damage = _damage(final, verify) if final.exists() else "absent"
-    if not damage:
-        return final
-    with _workspace() as work:
-        if damage != "absent":
-            warnings.warn(f"{final} is damaged ({damage}); building it again", stacklevel=3)
-            with suppress(FileNotFoundError):  # another process was faster
-                final.rename(work / "damaged")
-        new = work / "new"  # not `work` itself, which only its owner may read: caches are shared
-        new.mkdir()
-        build(new)
-        _write_manifest(new)
-        try:
-            new.rename(final)
-        except OSError:
-            if not final.is_dir():
-                raise  # otherwise another process was faster, and its folder is as good as ours
-    return final
-
-
-@contextmanager
-def _workspace() -> Iterator[Path]:
-    """A hidden folder in the cache, hence on the file system that the result is renamed in."""
-    cache = cache_dir()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=cache))
-    except OSError as error:
-        raise AssetError(
-            f"cannot write to the cache {cache} ({error}); set AISP_CACHE to a folder that you can "
-            "write to, or to a cache that is already complete"
-        ) from error
-    try:
-        for other in cache.glob(f"{PARTIAL}*"):
-            with suppress(OSError):  # its owner may be finishing just now
-                if time.time() - other.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(other)
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _write_manifest(folder: Path) -> None:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    entries = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
-    }
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"files": entries}, indent=1) + "\n", encoding="utf-8")
-    for path in files:  # safetensors writes for the owner alone; follow the umask instead
-        shutil.copymode(manifest, path)
-
-
-def _damage(folder: Path, verify: bool = False) -> str:
-    """What is wrong with a folder of the cache, in a few words; empty if nothing is."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{MANIFEST} is missing or unreadable"
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if (size := path.stat().st_size) != entry["bytes"]:
-            return f"{name} has {size} bytes instead of {entry['bytes']}"
-        if verify and (found := sha256(path)) != entry["sha256"]:
-            return f"the SHA-256 of {name} is {found} instead of {entry['sha256']}"
-    return ""
-
-
 def _unpacked(wheel: Wheel, verify: bool = False) -> Path:
-    return _prepared(wheel.requirement.replace("==", "-"), lambda new: _collect(wheel, new), verify)
+    return prepared(
+        wheel.requirement.replace("==", "-"),
+        lambda new: _collect(wheel, new),
+        digests=wheel.digests,
+        verify=verify,
+    )
 
 
 def _collect(wheel: Wheel, new: Path) -> None:
@@ -236,7 +190,9 @@ def _copy(wheel: Wheel, root: Path | zipfile.Path, new: Path) -> None:
                 shutil.copyfileobj(read, write)
         except FileNotFoundError as error:
             raise AssetError(f"{source} of {wheel.requirement} is missing") from error
-        if (found := sha256(target)) != expected:
+        except OSError as error:  # of a full disk, which names no file
+            raise OSError(error.errno, error.strerror, error.filename or str(target)) from error
+        if (found := file_sha256(target)) != expected:
             raise AssetError(
                 f"{source} is not the file of {wheel.requirement} that we know: "
                 f"expected SHA-256 {expected}, found {found}"
@@ -247,8 +203,13 @@ def _pip_download(requirement: str, dest: Path) -> None:
     """Put the wheel of `requirement` into `dest`. Its code is never run."""
     command = [sys.executable, "-m", "pip", "download", "--no-input", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(dest), requirement]
-    captured = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, **captured)
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     if done.returncode:
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         raise AssetError(
@@ -264,12 +225,14 @@ def _pip_download(requirement: str, dest: Path) -> None:
 def _convert(gguf: Path, new: Path) -> None:
     """Write the GGUF model into `new` as a float32 model that `from_pretrained` loads in 3 s."""
     import torch
+    from safetensors import SafetensorError
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with _quiet(), torch.random.fork_rng(devices=[]):  # building a model draws random weights
-        loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
         # transformers refuses to save what it loaded from GGUF, so give its weights to a plain twin
         config = loaded.config
         del config.quantization_config
@@ -277,9 +240,12 @@ def _convert(gguf: Path, new: Path) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(loaded.state_dict())
         model.generation_config = loaded.generation_config
-        model.save_pretrained(new)
+        try:
+            model.save_pretrained(new)
+        except SafetensorError as error:  # of a full disk
+            raise OSError(f"{new / 'model.safetensors'}: {error}") from error
 
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # The GGUF names its splitting rule ("smollm": every digit on its own, then GPT-2's), but
         # transformers always builds GPT-2's, which cuts the "\n\n" before "1." in two.
         split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
@@ -307,12 +273,9 @@ def _quiet() -> Iterator[None]:
 
 
 def main() -> None:
+    """Prepare both models and check every byte of them."""
     try:
         print(f"policy   {policy_dir(verify=True)}")
         print(f"encoder  {encoder_dir(verify=True)}")
     except AssetError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,13 +4,11 @@ import math
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, llama, tiny_model
+from tiny import ARCHITECTURES, tiny_model
 
 import aisp
 from aisp import metrics
 from aisp.engine.rollout import rollout
-from aisp.experiment.tables import bootstrap
-from aisp.rewards import RewardError, load_reward
 from aisp.rewards.encoder import load_encoder
 
 TURNS = [
@@ -49,7 +47,7 @@ def test_diversity(text, plain, re_control):
 
 def test_diversity_of_other_words_and_its_errors():
     assert metrics.diversity(["abcdabcd"], split=list).item() == pytest.approx(64 / 210)
-    with pytest.raises(ValueError, match="convention is 'nltk'; known: 'plain', 're-control'"):
+    with pytest.raises(ValueError, match="convention is 'nltk'; known: plain, re-control"):
         metrics.diversity(["a"], convention="nltk")
     for function in (metrics.diversity, metrics.length):
         with pytest.raises(TypeError, match="not a single string"):
@@ -137,9 +135,9 @@ def test_the_perturbed_law_is_the_one_that_rollout_decodes_from(tiny, architectu
     U = 4 * torch.randn(5, policy.d, generator=torch.Generator().manual_seed(1))
     out = rollout(policy, [policy.prefix("Hi")], 1, T, V=U[None, None])
     tokens = out.tokens[0, 0, : out.lengths[0, 0]].tolist()
-    logits = metrics._response_logits(policy, "Hi", tokens, U)
+    logits = policy.response_logits("Hi", tokens, U)
     assert logits.argmax(-1).tolist() == tokens
-    unmoved = metrics._response_logits(policy, "Hi", tokens)
+    unmoved = policy.response_logits("Hi", tokens)
     assert unmoved.argmax(-1).tolist() != tokens
     assert torch.allclose(unmoved[5:], logits[5:], atol=1e-5)
 
@@ -184,8 +182,8 @@ def test_kl_errors(tiny, embedded):
     for laws in ({}, {"U": U, "policy": policy}):
         with pytest.raises(ValueError, match="pass one of policy and U"):
             metrics.kl_to_base(policy, ["Hi"], ["a"], **laws)
-    for wrong in (U[..., 1:], U.repeat(2, 1, 1), U[0]):
-        with pytest.raises(ValueError, match=rf"expected 1 tensors \(tau, {policy.d}\)"):
+    for wrong in (U[..., 1:], U.repeat(2, 1, 1), U[0, :, 1:], list(U[0]), U[0, 0]):
+        with pytest.raises(ValueError, match=rf"expected one tensor \(tau, {policy.d}\) or 1 of"):
             metrics.kl_to_base(policy, ["Hi"], ["a"], U=wrong)
     with pytest.raises(ValueError, match=r"different vocabularies .49152 and 258 tokens"):
         metrics.kl_to_base(policy, ["Hi"], ["a"], policy=embedded)
@@ -195,108 +193,18 @@ def test_kl_errors(tiny, embedded):
         metrics.surprisal(policy, ["Hi"], ["a" * 256])
 
 
-# win rate
+# one mean for all responses
 
 
-def test_win_rate_asks_both_orders_and_counts_ties_half():
-    asked = []
-    verdicts = {  # what the judge says when a stands first, and when b does
-        "win": (2.0, -0.1),
-        "loss": (-1, 3),
-        "tie": (0, 0),
-        "first": (1, 1),
-        "half": (1, 0),
-    }
-
-    def judge(prompt, first, second):
-        asked.append((prompt, first, second))
-        return verdicts[prompt][first == "b"]
-
-    prompts = [*verdicts, "same"]
-    got = metrics.win_rate(prompts, ["a"] * 6, ["b"] * 5 + ["a"], judge, draws=500, seed=3)
-    expected = [1, 0, 0.5, 0.5, 0.75, 0.5]
-    assert asked == [pair for p in verdicts for pair in ((p, "a", "b"), (p, "b", "a"))]
-    assert got["wins"] == pytest.approx(sum(expected) / 6) and got["prompts"] == 6
-    assert got["agreement"] == pytest.approx(4 / 6)
-    assert (got["low"], got["high"]) == bootstrap(expected, draws=500, seed=3)
-    back = metrics.win_rate(
-        prompts, ["b"] * 5 + ["a"], ["a"] * 6, lambda p, x, y: verdicts[p][x == "b"]
-    )
-    assert back["wins"] == pytest.approx(1 - got["wins"])
-
-
-@pytest.mark.parametrize("value", [math.nan, None, True, "A", torch.tensor(math.nan)])
-def test_a_judge_returns_a_number(value):
-    with pytest.raises(ValueError, match=r"the judge returned .* on prompt 'Tea\?'; it must"):
-        metrics.win_rate(["Tea?"], ["a"], ["b"], lambda *_: value)
-
-
-def test_win_rate_takes_matching_lists():
-    judge = metrics.reward_judge(load_reward(lambda p, r: len(r)))
-    with pytest.raises(ValueError, match="no prompts"):
-        metrics.win_rate([], [], [], judge)
-    for a, b in ((["x"], ["y", "z"]), (["x", "y"], ["z"])):
-        with pytest.raises(ValueError, match=r"2 prompts and \d responses"):
-            metrics.win_rate(["p"] * 2, a, b, judge)
-    with pytest.raises(TypeError, match="not a single string"):
-        metrics.win_rate(["p"], "x", ["y"], judge)
-
-
-def test_reward_judge_prefers_the_higher_reward_in_both_orders():
-    scored = []
-
-    def longer(prompt, response):
-        scored.append((prompt, response))
-        return -math.inf if response == "rejected" else float(len(response))
-
-    judge = metrics.reward_judge(load_reward(longer))
-    assert judge("p", "b", "aaa") == -2 and judge("p", "aaa", "b") == 2
-    assert scored == [("p", "aaa"), ("p", "b")] * 2  # always in one order
-    assert judge("p", "ab", "cd") == 0 and judge("p", "b", "rejected") == math.inf
-    assert judge("p", "rejected", "rejected") == 0
-    got = metrics.win_rate(["p"] * 3, ["aaa", "c", "ab"], ["b", "aa", "cd"], judge)
-    assert got["wins"] == 0.5 and got["agreement"] == 1
-    with pytest.raises(RewardError, match="raised ZeroDivisionError"):
-        metrics.reward_judge(load_reward(lambda p, r: 1 / 0))("p", "a", "b")
-
-
-def next_token_logits(policy, question):
-    with torch.no_grad():
-        return policy.model(torch.tensor([policy.prefix(question)])).logits[0, -1].double()
-
-
-def test_language_model_judge_reads_the_next_token(byte_tokenizer):
-    policy = aisp.Policy(llama(max_position_embeddings=600), byte_tokenizer)
-    judge = metrics.language_model_judge(policy)
-    question = metrics.QUESTION.format(
-        conversation="User: Is tea hot?\n\nAssistant: Usually.\n\nUser: And coffee?",
-        first="Yes {it} is.",
-        second="No.",
-    )
-    probs = next_token_logits(policy, question).softmax(-1)
-    a, b = (byte_tokenizer(letter)["input_ids"] for letter in "AB")
-    expected = (probs[a] / probs[b]).log().item()
-    assert judge(TURNS, "Yes {it} is.", "No.") == pytest.approx(expected, rel=1e-4)
-    assert judge(TURNS, "No.", "Yes {it} is.") != pytest.approx(expected, rel=1e-3)
-    with pytest.raises(ValueError, match="of the 600 positions"):
-        judge("Hi", "x" * 600, "y")
-
-
-def test_language_model_judge_counts_a_letter_after_a_space_too(embedded):
-    question = metrics.QUESTION.format(conversation="User: Hi", first="Hello!", second="No.")
-    probs = next_token_logits(embedded, question).softmax(-1)
-    vocabulary = embedded.tokenizer.get_vocab()
-    ids = [[vocabulary[x], vocabulary["Ġ" + x]] for x in "AB"]
-    assert [metrics._letter_ids(embedded.tokenizer, x) for x in "AB"] == ids
-    a, b = (probs[pair].sum() for pair in ids)
-    judge = metrics.language_model_judge(embedded)
-    assert judge("Hi", "Hello!", "No.") == pytest.approx((a / b).log().item(), rel=1e-4)
-
-
-def test_language_model_judge_needs_letters_that_are_tokens(tiny):
-    class Pieces:
-        def __call__(self, text, **_):
-            return {"input_ids": [1, 2, 3][: 1 + (text.strip() == "B")]}
-
-    with pytest.raises(ValueError, match="'B' is not one token"):
-        metrics.language_model_judge(type("P", (), {"tokenizer": Pieces()})())
+def test_one_mean_is_applied_to_every_response(tiny):
+    policy = tiny()
+    U = 0.5 * torch.randn(4, policy.d, generator=torch.Generator().manual_seed(2))
+    prompts, responses = ["Hi", "Hi", TURNS], ["Tea.", "Tea is hot.", [40, 50]]
+    one = metrics.kl_to_base(policy, prompts, responses, U=U)
+    assert torch.equal(one, metrics.kl_to_base(policy, prompts, responses, U=[U] * 3))
+    assert torch.equal(one, metrics.kl_to_base(policy, prompts, responses, U=torch.stack([U] * 3)))
+    assert (one > 0.01).all()
+    with pytest.raises(
+        ValueError, match=rf"shapes \[\(4, 31\)\]; .*one tensor \(tau, {policy.d}\)"
+    ):
+        metrics.kl_to_base(policy, ["Hi"], ["a"], U=U[:, 1:])

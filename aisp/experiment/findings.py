@@ -1,0 +1,121 @@
+"""Findings in words, computed from records: what an interval supports, and nothing else.
+
+A notebook states its results through these functions, so that a re-execution on another model, reward
+or seed states the findings of that run. `Contrast.sentence` says what one difference supports;
+`shown` hands sentences to Jupyter as a list.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aisp.experiment.store.reading import load, provenance_of
+from aisp.experiment.tables import paired
+from aisp.intervals import verdict
+from aisp.provenance import checkout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Contrast(NamedTuple):
+    """The mean difference of two labels, prompt by prompt."""
+
+    first: str
+    second: str
+    prompts: int
+    difference: float  # first minus second
+    low: float  # of a 95% interval over prompts
+    high: float
+    measure: str = "reward"
+
+    @property
+    def verdict(self) -> str:
+        """ "higher", "lower" or "undecided", see `aisp.intervals.verdict`."""
+        return verdict(self.low, self.high)
+
+    def sentence(self) -> str:
+        """What the interval supports, in one sentence of Markdown."""
+        by = "" if self.measure == "reward" else f"By the {self.measure}, "
+        first = f"{by}**{self.first}**"
+        over = f"({self.prompts} prompt{'s' * (self.prompts != 1)})"
+        if self.prompts == 0:
+            return f"{first} and {self.second} share no prompt that both finished."
+        if self.verdict == "undecided":
+            signed = f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+            return (
+                f"{first} is not distinguishable from {self.second} at this number of prompts: "
+                f"{signed} {over}."
+            )
+        near, far = sorted((abs(self.low), abs(self.high)))
+        size = f"{abs(self.difference):.2f} [{near:.2f}, {far:.2f}]"
+        where = "above" if self.verdict == "higher" else "below"
+        return f"{first} is {where} {self.second} by {size} {over}."
+
+
+def contrast(
+    records: "pd.DataFrame", first: str, second: str, measure: str = "reward", **options: Any
+) -> Contrast:
+    """The difference of two labels, over the prompts that both have, seeds averaged first.
+
+    Args:
+        records: from `aisp.experiment.load`, or with further columns from `main_results.measure`.
+        measure: the column that is compared, such as "reward" or "judged".
+        **options: of `aisp.experiment.paired`.
+
+    Raises:
+        ValueError: a label or a column that the records do not have.
+    """
+    if measure not in records:
+        raise ValueError(f"measure is {measure!r}; the records have: {', '.join(records.columns)}")
+    found = paired(records.assign(reward=records[measure]), first, second, **options)
+    size = (found["difference"], found["low"], found["high"])
+    name = {"judged": "judge"}.get(measure, measure)
+    return Contrast(first, second, int(found["prompts"]), *size, name)
+
+
+def origin(path: Path, records: "pd.DataFrame | None" = None) -> Any:
+    """One paragraph for the top of results: what they are of, and from which records.
+
+    Args:
+        path: the records file.
+        records: those of the file that are shown; None is all of them.
+
+    Returns:
+        Markdown for Jupyter: policy, reward, prompts, budget, seeds, commits, how many records, and
+        how long it took to compute them.
+    """
+    from IPython.display import Markdown
+
+    shown = load(path) if records is None else records
+    runs = provenance_of(path)
+    made = [of if isinstance(of, dict) else {} for of in shown.get("made_with", [{}] * len(shown))]
+    about = [runs.get(run, {}) | own for run, own in zip(shown["run"], made, strict=True)]
+
+    def several(name: str) -> str:
+        return ", ".join(sorted({str(one[name]) for one in about if name in one})) or "unknown"
+
+    splits = sorted({(c["n"], c["kappa"]) for c in shown["config"]})
+    lengths = sorted({c["max_new_tokens"] for c in shown["config"]})
+    budget = f"n x kappa = {', '.join(f'{n} x {k}' for n, k in splits)}"
+    sources = sorted({source for one in about for source in one.get("prompts", ())})
+    commits = sorted({str(one.get("commit"))[:7] for one in about if one.get("commit")})
+    hours = shown["seconds"].sum() / 3600
+    inside = path.resolve().is_relative_to(checkout())
+    place = path.resolve().relative_to(checkout()) if inside else path.name
+    return Markdown(
+        f"*Policy {several('policy')} (template {several('template')}, {several('dtype')}), reward "
+        f"{several('reward')}; {shown['prompt'].nunique()} prompts of {', '.join(sources)}; "
+        f"{budget}, at most {', '.join(map(str, lengths))} tokens; seeds {', '.join(map(str, sorted(shown['seed'].unique())))}; "
+        f"commits {', '.join(commits) or 'unknown'}. Read {len(shown):,} records from {place}; "
+        f"delete or rename that file to compute them anew (about {hours:.1f} hours on the machine "
+        "that computed them).*"
+    )
+
+
+def shown(sentences: Sequence[str | Contrast]) -> Any:
+    """Sentences as a list that Jupyter shows as Markdown."""
+    from IPython.display import Markdown
+
+    lines = [s.sentence() if isinstance(s, Contrast) else s for s in sentences]
+    return Markdown("\n".join(f"- {line}" for line in lines))

@@ -1,0 +1,156 @@
+"""The parts of benchmarks: a clock, the engine and `model.generate` on equal terms, the machine."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from aisp.checks import whole
+from aisp.engine.decoding import Decoding
+from aisp.engine.rollout import rollout
+from aisp.policy import Policy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROMPT = "How do I learn to cook?"
+TOP_P = Decoding(1.0, 0, 0.9)
+
+
+def endless(policy: Policy) -> Policy:
+    """The same policy with an end-of-turn token that no model emits."""
+    return Policy(policy.model, policy.tokenizer, policy.template, name=policy.name, eos_ids=(-1,))
+
+
+def prefix_of(policy: Policy, length: int) -> list[int]:
+    """This many token ids: those of a prompt, repeated."""
+    length = whole("prefix", length, least=1)
+    ids = policy.prefix(PROMPT)
+    return (ids * (length // len(ids) + 1))[:length]
+
+
+def timed(
+    functions: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True
+) -> "pd.DataFrame":
+    """Seconds of each function, run in turn, after one warm-up of each unless that is left out.
+
+    Args:
+        repeats: how often each function is timed, at least 1.
+
+    Returns:
+        One row per function: name, seconds (median), low, high (of the repeats).
+    """
+    import pandas as pd
+
+    repeats = whole("repeats", repeats, least=1)
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(-int(warm_up), repeats):
+        for name, function in functions.items():
+            _synchronize()
+            began = time.perf_counter()
+            function()
+            _synchronize()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    rows = [(name, pd.Series(s).median(), min(s), max(s)) for name, s in seconds.items()]
+    return pd.DataFrame(rows, columns=["name", "seconds", "low", "high"])
+
+
+@torch.inference_mode()
+def generate(
+    policy: Policy, ids: list[int], n: int, tokens: int, decoding: Decoding, **options: Any
+) -> Tensor:
+    """n responses by `model.generate`, (n, prefix + tokens) ids.
+
+    Args:
+        **options: of `model.generate`.
+    """
+    prompt = torch.tensor([ids], device=policy.device)
+    if decoding.greedy:
+        options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    else:
+        options |= {"do_sample": True, "temperature": decoding.temperature}
+        options |= {"top_p": decoding.top_p, "top_k": decoding.top_k}
+    model: Any = policy.model  # transformers declares `generate` in a class of its own
+    return model.generate(
+        prompt.expand(n, -1),
+        attention_mask=torch.ones_like(prompt).expand(n, -1),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        pad_token_id=0,
+        **options,
+    )
+
+
+def engine(
+    policy: Policy,
+    prefixes: list[list[int]],
+    n: int,
+    tokens: int,
+    decoding: Decoding | None,
+    **options: Any,
+) -> None:
+    """n responses to each prefix by our engine.
+
+    Args:
+        decoding: None is greedy decoding of perturbed pre-logits.
+        **options: of `rollout`.
+    """
+    device = policy.head_device
+    sources = [torch.Generator(device).manual_seed(i) for i in range(len(prefixes))]
+    if decoding is None:
+        shape = (n, tokens, policy.d)
+        V = [0.5 * torch.randn(shape, generator=g, device=device) for g in sources]
+        options |= {"V": torch.stack(V)}
+    else:
+        options |= {"decoding": decoding}
+    rollout(policy, prefixes, n, tokens, generators=sources, **options)
+
+
+def lower_bounds(policy: Policy, rows: int, length: int, repeats: int = 5) -> "pd.DataFrame":
+    """Lower bounds of the time of one decoding step on this machine.
+
+    Args:
+        rows: responses decoded together.
+        length: tokens in the cache of each.
+
+    Returns:
+        Two rows: "matrix products", a batch of rows times each of the model's weight matrices, and
+        "cache", its keys and values read from memory once.
+    """
+    rows, length = whole("rows", rows, least=1), whole("length", length, least=1)
+    config = policy.model.config.get_text_config()
+    weights = [p for p in policy.model.parameters() if p.ndim == 2]
+    head = policy.model.get_output_embeddings().weight
+    embedding = policy.model.get_input_embeddings().weight
+    weights = [w for w in weights if w is not embedding or w is head]
+    inputs = {
+        w.shape[1]: torch.randn(rows, w.shape[1], dtype=w.dtype, device=w.device) for w in weights
+    }
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = (config.num_hidden_layers, 2, rows, length, heads * width)
+    cache = torch.zeros(size, dtype=policy.dtype, device=policy.device)
+
+    @torch.inference_mode()
+    def products() -> None:
+        for w in weights:
+            torch.nn.functional.linear(inputs[w.shape[1]], w)
+
+    return timed({"matrix products": products, "cache": lambda: cache.amax()}, repeats)
+
+
+def machine(policy: Policy) -> str:
+    """The machine and its settings, in a line."""
+    if policy.device.type == "cuda":
+        device = torch.cuda.get_device_name(policy.device)
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    return f"{device}, {str(policy.dtype).removeprefix('torch.')}, torch {torch.__version__}"
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

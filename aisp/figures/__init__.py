@@ -1,0 +1,42 @@
+"""Figures for print: a table in, a matplotlib figure out; no model is loaded here.
+
+- `base`: the style, and `save`, which writes PDF and PNG and, beside them, a JSON that says from
+  which data, code and parameters the figure was made;
+- `curves`: reward against samples used, and columns of the history, by iteration;
+- `means`: means with intervals over prompts, by label, by setting and prompt by prompt;
+- `ablations`, `speed`: the figures of notebooks 07 and 08;
+- `gallery`: which figure is made from which records (not imported here: `aisp.figures.gallery`).
+
+    from aisp import figures
+    figures.style()
+    figures.save(figures.reward_curves(records), "mine", profile="cpu", source=path)
+"""
+
+from aisp.figures.ablations import ablation, over_optimization
+from aisp.figures.base import COLUMN, PAGE, save, style
+from aisp.figures.curves import histories, main_results, reward_curves
+from aisp.figures.means import (
+    deferral,
+    paired_differences,
+    residual_alignment,
+    reward_guided,
+)
+from aisp.figures.speed import runtime, runtime_scaling
+
+__all__ = [
+    "COLUMN",
+    "PAGE",
+    "ablation",
+    "deferral",
+    "histories",
+    "main_results",
+    "over_optimization",
+    "paired_differences",
+    "residual_alignment",
+    "reward_curves",
+    "reward_guided",
+    "runtime",
+    "runtime_scaling",
+    "save",
+    "style",
+]

@@ -1,0 +1,65 @@
+"""The figures of notebook 08: speeds side by side, and how they change with each size."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aisp.figures.base import PAGE, labeled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@labeled
+def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
+    """Tokens per second of the engine and of `generate`, and seconds of whole runs.
+
+    Args:
+        tables: "generate" from `aisp.experiment.bench.against_generate`, "whole runs" from
+            `aisp.experiment.bench.whole_runs`; medians, with the range of the repeats as bars.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.3))
+    generate, whole = tables["generate"], tables["whole runs"]
+    for i, (name, group) in enumerate(generate.groupby("name", sort=False)):
+        speed, x = group["tokens_per_second"], group["responses"]
+        count = speed * group["seconds"]
+        bars = np.array([speed - count / group["high"], count / group["low"] - speed])
+        left.errorbar(x, speed, yerr=bars, label=name, marker="osD"[i], ms=4, capsize=2)
+    sizes = sorted(generate["responses"].unique())
+    left.set(xscale="log", xlabel="responses decoded together", ylabel="tokens per second")
+    left.set_xticks(sizes, sizes)
+    left.minorticks_off()
+    left.set_ylim(0)
+    left.legend()
+    bars = np.array([whole["seconds"] - whole["low"], whole["high"] - whole["seconds"]])
+    right.barh(whole["name"], whole["seconds"], xerr=bars, color=["C0", "C1", "0.6"], height=0.6)
+    right.invert_yaxis()
+    right.set(xlabel="seconds per prompt, rewards included")
+    return fig
+
+
+@labeled
+def runtime_scaling(tables: dict[str, "pd.DataFrame"]) -> "Figure":
+    """Tokens per second as one size grows, one panel per size.
+
+    Args:
+        tables: "scaling" from `aisp.experiment.bench.scaling`; medians, with the range of the
+            repeats as bars.
+    """
+    import matplotlib.pyplot as plt
+
+    panels = tables["scaling"].groupby("axis", sort=False)
+    fig, (axes,) = plt.subplots(1, len(panels), figsize=(PAGE, 1.9), sharey=True, squeeze=False)
+    for ax, (axis, group) in zip(axes, panels, strict=True):
+        y = group["tokens_per_second"]
+        bars = np.array([y - group["low"], group["high"] - y])
+        ax.errorbar(group["value"], y, yerr=bars, marker="o", ms=3.5)
+        ax.set(xlabel=axis, xscale="log")
+        ax.set_xticks(group["value"], group["value"])
+        ax.minorticks_off()
+    axes[0].set(ylabel="tokens per second")
+    axes[0].set_ylim(0)
+    return fig

@@ -1,0 +1,35 @@
+"""What the papers measure on responses besides the reward.
+
+- `responses`: length, diversity, coherence, KL to the base policy, surprisal;
+- `comparison`: win rates, and the judges that decide them.
+"""
+
+from aisp.metrics.comparison import (
+    QUESTION,
+    Judge,
+    language_model_judge,
+    reward_judge,
+    win_rate,
+)
+from aisp.metrics.responses import (
+    coherence,
+    diversity,
+    kl_to_base,
+    length,
+    surprisal,
+    token_kl,
+)
+
+__all__ = [
+    "QUESTION",
+    "Judge",
+    "coherence",
+    "diversity",
+    "kl_to_base",
+    "language_model_judge",
+    "length",
+    "reward_judge",
+    "surprisal",
+    "token_kl",
+    "win_rate",
+]
