@@ -215,7 +215,7 @@ def test_how_to_use_your_model(page):
 def test_how_to_use_your_reward(page, byte_tokenizer, tmp_path):
     save_classifier(tmp_path / "my-reward-model", byte_tokenizer)
     names = page("reward")
-    assert names["lam"] > 0 and len(names["plain"].history) == 1
+    assert names["lam"] > 0 and not names["plain"].config.adapt
     assert names["out"].reward == -len(names["out"].response.split())
     assert isinstance(names["reward"], aisp.Reward)
     assert names["reward"].score(["Hi"], ["there"]).isfinite().all()

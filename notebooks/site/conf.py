@@ -66,13 +66,8 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]  # takes "a, b: what both are"
 napoleon_use_rtype = False
 toc_object_entries_show_parents = "hide"
-# Types of other packages, which have no pages here; a name in backticks need not be a link.
-_others = "torch|transformers|tokenizers|numpy|np|pandas|pd|matplotlib|collections|os|pathlib"
-nitpick_ignore = [
-    ("py:class", "Figure"),  # of matplotlib, imported for type checkers only
-    ("py:class", "aisp.state.State"),  # a type variable
-]
-nitpick_ignore_regex = [("py:.*", rf"({_others})(\.\w+)+"), ("py:obj", r".*")]
+# Types of other packages have no pages here; a name in backticks need not be a link.
+nitpick_ignore_regex = [("py:(class|exc)", r"(?!aisp\.).*"), ("py:obj", r".*")]
 
 # -- pages -------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ README to that page, the folder of parameter files to the page that lists them. 
 any other file for download.
 """
 
+import re
 from pathlib import Path
 
 from docutils import nodes
@@ -47,13 +48,14 @@ def _is_link(node: nodes.Node) -> bool:
 
 
 class ParameterFiles(SphinxDirective):
-    """The files of notebooks/params, each with its first line."""
+    """The files of notebooks/params, each with the first sentence of its comment."""
 
     def run(self):
         folder = Path(self.env.srcdir) / "notebooks" / "params"
         lines = []
         for path in sorted(folder.glob("*.yaml")):
-            first = path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
+            comment = re.match(r"(#.*\n)*", path.read_text(encoding="utf-8"))[0]
+            first = re.split(r"(?<=\.) ", " ".join(comment.replace("#", " ").split()))[0]
             lines.append(f"- [{path.name}](/notebooks/params/{path.name}): {first}")
         return self.parse_text_to_nodes("\n".join(lines))
 

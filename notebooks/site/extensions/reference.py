@@ -6,7 +6,7 @@ import pkgutil
 import re
 import sys
 from types import ModuleType
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from docstrings import as_rest
 from docutils.parsers.rst import directives
@@ -52,8 +52,8 @@ def comment(module: str, constant: str) -> str | None:
 def said(full_name: str) -> str:
     """The first sentence of a docstring, or of the comment above a constant."""
     module, _, name = full_name.rpartition(".")
-    thing = sys.modules.get(full_name) or getattr(sys.modules[module], name)
-    if inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isfunction(thing):
+    thing = _thing(full_name)
+    if _has_docstring(thing):
         text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
     else:
         text = comment(module, name) or ""
@@ -116,12 +116,17 @@ def constants() -> set[str]:
     exports = [
         full for name in ["aisp", *modules_below("aisp")] for full in exported(name).values()
     ]
-    return {f for f in exports if f not in sys.modules and not callable(_thing(f))}
+    return {f for f in exports if not _has_docstring(_thing(f))}
 
 
 def _thing(full_name: str) -> object:
     module, _, name = full_name.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return sys.modules.get(full_name) or getattr(importlib.import_module(module), name)
+
+
+def _has_docstring(thing: object) -> bool:
+    """Any other object shows the docstring of its class."""
+    return inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isfunction(thing)
 
 
 def skip_member(app, what, name, thing, skip, options):
@@ -140,6 +145,8 @@ def resolve_public_name(app, env, node, content):
         module = sys.modules.get(package)
         if not package.startswith("aisp") or not hasattr(module, public):
             continue
+        if isinstance(getattr(module, public), TypeVar):
+            return content  # has no page
         full = exported(package).get(public) or f"{_home(getattr(module, public))}.{public}"
         if full.startswith("aisp") and full != name:
             role, python = node["reftype"], env.get_domain("py")
