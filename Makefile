@@ -20,7 +20,7 @@ unexport JUPYTER_PATH
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run experiment notebooks test typecheck test-slow coverage bench lab clean
+.PHONY: help setup run experiment notebooks test typecheck test-slow coverage docs bench lab clean
 .PHONY: params-given
 
 help:
@@ -103,6 +103,12 @@ coverage: setup ## run the fast tests, and print how much of aisp/ they execute,
 	@$(PY) -m coverage html --quiet
 	@$(PY) -m coverage report
 	@echo "line by line: outputs/coverage/index.html"
+
+# Needs no model. A warning, such as of a dead link, is an error; what was read before would not warn again.
+docs: $(STAMP) ## build the site into outputs/site: notebooks as they are stored, API, figures, how-to
+	@rm -rf outputs/site outputs/doctrees outputs/jupyter_execute
+	$(PY) -m sphinx -b html -n -W --keep-going -c notebooks/site -d outputs/doctrees . outputs/site
+	@echo "open outputs/site/index.html"
 
 bench: setup ## measure the decoding engine and the methods on this machine
 	$(PY) -m aisp.experiment.bench

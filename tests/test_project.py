@@ -212,7 +212,7 @@ def test_workflows_call_targets_of_make_and_exact_versions_of_actions(path):
     for name, job in workflow["jobs"].items():
         assert 0 < job["timeout-minutes"] <= 360, name
         commands = [step["run"] for step in job["steps"] if "run" in step]
-        assert commands, f"{name} runs nothing"
+        assert commands or "needs" in job, f"{name} runs nothing"
         for command in commands:
             program, target, *_ = command.split()
             assert program == "make" and target in targets(), command
