@@ -167,26 +167,28 @@ class _Run:
 
     def note(self, state: SearchState, info: Info, active: Sequence[int], seconds: float) -> None:
         """Write down one iteration, whose row r belongs to prompt active[r]."""
-        for row, i in enumerate(active):
+        found = []  # all of it first: an interrupt must not leave half an iteration
+        for row in range(len(active)):
             rewards = info.rewards[row]
-            self.states[i] = state.select([row])
-            self.candidates[i].extend(
-                _rows(info.iteration, info.rollout.texts[row], rewards, info.log_w[row])
-            )
-            self.history[i].append(
-                {
-                    "iteration": info.iteration,
-                    "reward_mean": rewards.mean().item(),
-                    "reward_std": rewards.std(correction=0).item(),
-                    "reward_max": rewards.max().item(),
-                    "reward_best": state.best[row].reward,
-                    "ess": info.ess[row].item(),
-                    "kl": info.kl[row].item(),
-                    "tokens": int(info.rollout.lengths[row].sum()),
-                    "seconds": seconds,
-                    **{name: values[row] for name, values in info.columns.items()},
-                }
-            )
+            texts, log_w = info.rollout.texts[row], info.log_w[row]
+            about = {
+                "iteration": info.iteration,
+                "reward_mean": rewards.mean().item(),
+                "reward_std": rewards.std(correction=0).item(),
+                "reward_max": rewards.max().item(),
+                "reward_best": state.best[row].reward,
+                "ess": info.ess[row].item(),
+                "kl": info.kl[row].item(),
+                "tokens": int(info.rollout.lengths[row].sum()),
+                "seconds": seconds,
+                **{name: values[row] for name, values in info.columns.items()},
+            }
+            candidates = _rows(info.iteration, texts, rewards, log_w)
+            found.append((candidates, about, state.select([row])))
+        for i, (candidates, about, own) in zip(active, found, strict=True):
+            self.candidates[i].extend(candidates)
+            self.history[i].append(about)
+            self.states[i] = own
 
     def keep_for(self, error: Exception, state: SearchState, active: Sequence[int]) -> None:
         """Give an error what was found until then, and what was decoded and not scored."""

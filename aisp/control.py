@@ -134,8 +134,8 @@ def free_energy(rewards: Tensor, lam: float) -> Tensor:
 
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} is {value}; it must be > 0")
+        if not value > 0 or (name == "sigma" and value**2 == 0):
+            raise ValueError(f"{name} is {value}; it must be > 0, and its square too")
 
 
 def _checked(rewards: Tensor) -> Tensor:

@@ -119,6 +119,8 @@ def init(policy: Policy, prompts: Any, config: AISPConfig, *, seed: int = 0) -> 
     Raises:
         ValueError: a prompt that is malformed or too long.
     """
+    if not isinstance(config, AISPConfig):
+        raise TypeError(f"config is {config!r}; it must be an AISPConfig")
     listed, _ = prompt_list(prompts)
     tau = config.tau or config.max_new_tokens
     U = torch.zeros(len(listed), tau, policy.d, device=policy.head_device)
@@ -232,6 +234,8 @@ def respond(
     Raises:
         ValueError: U of another shape, or a prompt that is malformed or too long.
     """
+    if not isinstance(U, Tensor):
+        raise TypeError(f"U is {U!r}; it must be a tensor (tau, d), as AISP's `Alignment.U` is")
     if U.ndim != 2 or U.shape[1] != policy.d:
         raise ValueError(f"U has shape {tuple(U.shape)}; expected (tau, d) with d = {policy.d}")
     prefix = policy.prefix(prompt, max_new_tokens)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
-from aisp.checks import check_real, check_whole
+from aisp.checks import check_real, check_whole, whole
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import Rollout
 from aisp.policy import Policy
@@ -113,6 +113,7 @@ class SearchState:
         Raises:
             ValueError: a prompt that is malformed, or too long for the policy's context.
         """
+        seed = whole("seed", seed)
         listed, _ = prompt_list(prompts)
         prefixes = tuple(policy.prefix(p, config.max_new_tokens) for p in listed)
         best = (Best("", float("-inf")),) * len(listed)
@@ -238,7 +239,7 @@ def generator(seed: int, prompt: Any, iteration: int, device: torch.device) -> t
     It depends on (seed, the prompt's own messages, iteration) and on nothing else, so that a prompt
     gets the same noise alone or in a batch, and every method the same noise as every other.
     """
-    content = json.dumps([seed, as_messages(prompt), iteration], sort_keys=True)
+    content = json.dumps([whole("seed", seed), as_messages(prompt), iteration], sort_keys=True)
     digest = hashlib.sha256(content.encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 

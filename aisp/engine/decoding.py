@@ -64,7 +64,7 @@ def take_token(
     """
     if decoding.greedy:
         highest, token = logits.max(-1)  # argmax, several times faster in bfloat16 on a CPU
-        _require_finite(highest)
+        require_finite(highest)
         return token
     if uniforms is None:
         raise ValueError("uniforms is None; sampled decoding takes one number in [0, 1) per row")
@@ -85,6 +85,7 @@ def law(logits: Tensor, decoding: Decoding) -> Tensor:
         (rows, |V|) float32 probabilities; greedy decoding puts all on the most likely token.
     """
     if decoding.greedy:
+        require_finite(logits.amax(-1))
         return torch.zeros(logits.shape, device=logits.device).scatter_(
             -1, logits.argmax(-1, keepdim=True), 1.0
         )
@@ -174,13 +175,13 @@ def _most_likely(
 def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:
     """First index at which the cumulative mass (rows, k) exceeds uniform * total."""
     total = mass[:, -1:]
-    _require_finite(total)
+    require_finite(total)
     index = torch.searchsorted(mass, uniforms.double()[:, None] * total, right=True).squeeze(-1)
     return index.clamp(max=mass.shape[-1] - 1)
 
 
-def _require_finite(values: Tensor) -> None:
-    """Raise where a law that a token was to be taken from is none, (rows, 1).
+def require_finite(values: Tensor) -> None:
+    """Raise where a law that a token was to be taken from is none.
 
     Not on a GPU, which would have to be waited for: `aisp.engine.rollout` asks it later.
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from aisp.engine.attention import sees_everything
-from aisp.engine.decoding import Decoding, law, sample
+from aisp.engine.decoding import Decoding, law, not_finite, sample
 from aisp.engine.rollout import Rollout, Step, decode, uniforms
 from aisp.engine.stepper import Stepper, left_padded
 from aisp.policy import Policy
@@ -124,6 +124,8 @@ def speculative(
         own = u[rows[:, None], responses.positions(rows, q.shape[1])]  # (R, w + 1, 3)
         pi, mass = mix(_law(p.flatten(0, 1), decoding), q.flatten(0, 1))
         wanted, drafted = (_peaked(x, decoding).view(q.shape) for x in (pi, q.flatten(0, 1)))
+        if wanted.is_cuda and not bool(wanted.amax(-1).isfinite().all()):
+            raise not_finite()
         block, agreed = verify(wanted, drafted, drafts, own[..., 1:])
         alive = responses.enter(rows, block, agreed, mass.view(block.shape))
         if not len(alive):

@@ -109,8 +109,9 @@ def decode(
         rows = at.rows
         token = take(at)
         if device.type != "cpu":  # on a CPU the token's law was looked at (`aisp.engine.decoding`)
-            highest = at.logits[0].amax(-1)
-            broken = broken | (~highest.isfinite() & ~at.done).any()
+            for logits in at.logits:
+                finite = logits.amax(-1).isfinite().to(device)
+                broken = broken | (~finite & ~at.done).any()
         tokens[rows, t] = torch.where(at.done, tokens[rows, t], token)
         ended = (token[:, None] == eos).any(1) & ~at.done
         lengths[rows] = torch.where(ended, t + 1, lengths[rows])

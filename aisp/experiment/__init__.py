@@ -1,12 +1,11 @@
 """Experiments: methods x prompts x seeds -> records on disk -> tables.
 
 - `profiles`: what notebooks run at, and where their records lie;
-- `records`: `run`, which writes one record per (method, prompt, seed) and resumes. It uses
-  `batches` (how many prompts at once), `contents` (what a record holds; `quotations`), `identity`
-  (what tells records apart; `digests`, `bytecode`, `weights`) and `storage` (the file: locked, never lost);
+- `records`: `run`, which writes one record per (method, prompt, seed) and resumes; `batches`: how
+  many prompts it decodes at once;
+- `identity`: what tells records apart; `store`: their file, locked and never lost, and reading it;
 - `reuse`: starting a file with what other notebooks computed under the same settings;
-- `reading`: a file of records to a table of them; `text`: what is safe to store and to print;
-- `tables`: records to means with intervals, differences and printed tables;
+- `tables`: records to means with intervals, differences and printed tables; `findings`: to sentences;
 - `measures`: diversity, coherence and more of the responses in records;
 - `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;

@@ -59,7 +59,7 @@ def contrast(
     """The difference of two labels, over the prompts that both have, seeds averaged first.
 
     Args:
-        records: from `aisp.experiment.load`, or with further columns from `main_results.measure`.
+        records: from `aisp.experiment.load`, or with further columns from `measures.measured`.
         measure: the column that is compared, such as "reward" or "judged".
         **options: of `aisp.experiment.paired`.
 

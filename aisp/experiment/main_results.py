@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aisp import provenance
+from aisp.assets import EMBEDDED, is_embedded
 from aisp.checks import real
 from aisp.experiment import records as experiment
 from aisp.experiment import tables
@@ -106,11 +107,11 @@ def plan(
             or a parameter that its method refuses.
     """
     chosen = METHODS if names is None else _method_names(names)
-    embedded = policy.name == "embedded"
-    if value is None and embedded and reward.name == "embedded":
-        value = "embedded"
+    embedded = is_embedded(policy.name)
+    if value is None and embedded and is_embedded(reward.name):
+        value = EMBEDDED
     if aligner is None and embedded:
-        aligner = "embedded"
+        aligner = EMBEDDED
     obstacles = _obstacles(policy, value, aligner)
     refused = [name for name in chosen if names is not None and name in obstacles]
     if refused:

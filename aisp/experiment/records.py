@@ -29,7 +29,7 @@ from aisp.experiment.store.contents import contents
 from aisp.experiment.store.reading import Key, load
 from aisp.experiment.store.storage import RecordsFile, opened
 from aisp.experiment.store.text import printable, storable
-from aisp.methods import align, configure
+from aisp.methods import align, available, configure
 from aisp.policy import Policy
 from aisp.prompts import Prompt
 from aisp.provenance import environment, git_state
@@ -120,6 +120,14 @@ def _plan(
     seeds: Sequence[int],
 ) -> Plan:
     """What is asked for, or the error that says what is wrong with it."""
+    for prompt in prompts:
+        if not isinstance(prompt, Prompt):
+            raise TypeError(f"a prompt is {prompt!r}; pass `Prompt`s, as `aisp.load_prompts` gives")
+    if isinstance(seeds, int):
+        raise TypeError(f"seeds is {seeds!r}; pass a list of seeds, such as [{seeds!r}]")
+    for label, parameters in methods.items():
+        if "method" not in parameters:
+            raise ValueError(f"{label!r} names no method; add 'method': one of {available()}")
     if len({storable(p.id) for p in prompts}) < len(prompts):
         raise ValueError("two prompts share an id; records tell prompts apart by their ids")
     for label in methods:

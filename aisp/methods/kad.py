@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aisp.checks import check_real, check_whole
+from aisp.checks import check_real, check_whole, choice
 from aisp.engine.decoding import nucleus
 from aisp.engine.mixture import lockstep, speculative
 from aisp.policy import Policy, require_same_vocabulary
@@ -104,8 +104,7 @@ class KADConfig(SearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rule not in RULES:
-            raise ValueError(f"rule is {self.rule!r}; known: {', '.join(RULES)}")
+        choice("rule", self.rule, list(RULES))
         if self.aligned is not None and not isinstance(self.aligned, Policy):
             raise ValueError(
                 f"aligned is {self.aligned!r}; it must be a Policy, see aisp.load_policy, or None"

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aisp.checks import check_real, check_whole
-from aisp.engine.decoding import law, sample, take_token
+from aisp.engine.decoding import law, require_finite, sample, take_token
 from aisp.engine.rollout import Rollout, Step, decode, uniforms
 from aisp.engine.stepper import Stepper
 from aisp.methods.aligner import load_aligner
@@ -170,7 +170,8 @@ def choose(
     guarded = kl > (torch.inf if config.kl_limit is None else config.kl_limit)
     plain = take_token(p, config.decoding, uniforms[:, 0])
     if config.decoding.greedy:
-        aligned = (log_p + log_q).max(-1).indices
+        highest, aligned = (log_p + log_q).max(-1)
+        require_finite(highest)
     else:
         mass = law(p, config.decoding).cumsum(-1, dtype=torch.float64)
         wanted = uniforms[:, 1:-1].double() * mass[:, -1:]

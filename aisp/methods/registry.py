@@ -4,6 +4,7 @@ To add one: write its configuration, a frozen dataclass derived from `SearchConf
 and `step` (see `aisp.state`), and name the three in `METHODS`.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -40,7 +41,7 @@ def configure(method: str, **parameters: Any) -> SearchConfig:
         ValueError: an unknown method, a parameter that it does not have, or a value that it cannot
             take.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(available())}")
     config = METHODS[method].config
     known = [f.name for f in fields(config)]
@@ -99,9 +100,26 @@ def align(
         begun = METHODS[method].init(policy, listed, config, seed=seed or 0)
     else:
         begun = _continued(state, listed, seed)
+        _check_start(begun, method, policy, config)
     step = METHODS[method].step
     outs = search(begun, policy, scorer, config, step, method=method, progress=progress)
     return outs[0] if single else outs
+
+
+def _check_start(state: SearchState, method: str, policy: Policy, config: SearchConfig) -> None:
+    """Whether a run of this method, policy and length may go on from a state."""
+    kind = inspect.signature(METHODS[method].init).return_annotation
+    if isinstance(kind, type) and type(state) is not kind:
+        raise ValueError(
+            f"the state is a {type(state).__name__}, of another method; {method} goes on from a "
+            f"{kind.__name__}"
+        )
+    prefixes = tuple(policy.prefix(p, config.max_new_tokens) for p in state.prompts)
+    if prefixes != state.prefixes:
+        raise ValueError(
+            f"the state was begun with another policy or template than {policy.name}: its prompts "
+            "have other tokens. Go on with the policy that it was begun with"
+        )
 
 
 def _continued(given: Any, prompts: list[Any], seed: int | None) -> SearchState:

@@ -116,12 +116,18 @@ def score(
             +inf, or rejected (-inf) all n responses of a prompt; it names prompt and candidate.
     """
     if not isinstance(reward, Reward):
+        if not callable(reward):
+            raise TypeError(
+                f"the reward is {reward!r}; pass what `aisp.load_reward` returns for it"
+            )
         reward = CallableReward(reward)
     n = len(texts[0])
     pairs = [(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
     try:
-        # Copies, as in `CallableReward`, for rewards of all kinds.
-        values = reward.score([copy.deepcopy(p) for p, _ in pairs], [t for _, t in pairs])
+        own = [p for p, _ in pairs]
+        if not isinstance(reward, CallableReward):  # which copies by itself
+            own = copy.deepcopy(own)
+        values = reward.score(own, [t for _, t in pairs])
     except RewardError as error:
         if error.index is not None:
             error.args = (f"candidate {error.index % n}: {error}",)

@@ -139,11 +139,27 @@ def test_budgets_stop_early(call, method):
     assert len(two.history) == 2
     quick = call(method, second_budget=1e-9)
     assert len(quick.history) == 1
-    # A prompt that has spent its budget leaves the batch; the others are not disturbed.
-    together = call(method, PROMPTS, token_budget=int(tokens[0]))
-    for prompt, one in zip(PROMPTS, together, strict=True):
-        alone = call(method, prompt, token_budget=int(tokens[0]))
-        assert alone.candidates["response"].tolist() == one.candidates["response"].tolist()
+
+
+@each_method
+def test_a_prompt_that_has_spent_its_budget_leaves_the_batch(call, tiny, method):
+    """The others are not disturbed, and each has its own number of iterations."""
+    base = tiny()
+    often = aisp.Policy(
+        base.model, base.tokenizer, name="ends often", eos_ids=tuple(range(0, 258, 7))
+    )
+    prompts = [*PROMPTS, "Why?", "Name a river."]
+    size = dict(policy=often, max_new_tokens=12, kappa=6)
+    alone = [call(method, prompt, **size) for prompt in prompts]
+    used = [out.history["tokens"].cumsum().tolist() for out in alone]
+    budget = max(tokens[2] for tokens in used)  # all but the longest of them go on after three
+    assert len({sum(t < budget for t in tokens) for tokens in used}) > 1, "all would end together"
+    together = call(method, prompts, token_budget=budget, **size)
+    for out, one, tokens in zip(alone, together, used, strict=True):
+        assert len(one.history) == min(6, 1 + sum(t < budget for t in tokens))
+        found = out.candidates["response"].tolist()[: len(one.candidates)]
+        assert one.candidates["response"].tolist() == found
+        assert one.state.iteration == len(one.history)
 
 
 @each_method
@@ -223,6 +239,13 @@ def test_states_that_do_not_fit_are_refused(call, tiny):
     out, other = call("aisp", "Hi", seed=1), call("best_of_n", "Hi", seed=1)
     with pytest.raises(ValueError, match="seed is 2, and the state was begun with 1"):
         call("aisp", "Hi", seed=2, state=out.state)
+    other_words = aisp.Policy(tiny().model, tiny().tokenizer, "continuation", name="bare")
+    with pytest.raises(ValueError, match="begun with another policy or template than bare"):
+        call("aisp", "Hi", state=out.state, policy=other_words)
+    with pytest.raises(ValueError, match="is a AISPState, of another method; best_of_n goes on"):
+        call("best_of_n", "Hi", state=out.state)
+    with pytest.raises(ValueError, match="shorten either"):
+        call("aisp", "Hi", state=out.state, tau=6, max_new_tokens=5000)
     with pytest.raises(ValueError, match="differ from the 1 given"):
         call("aisp", "Ho", state=out.state)
     with pytest.raises(ValueError, match=r"is a SearchState, of another method; .*AISPState"):
@@ -389,3 +412,34 @@ def test_the_readme_adds_a_method_a_reward_and_a_judge(tiny, monkeypatch):
     assert out.reward == same.reward == -len(out.response.split())
     assert out.candidates["response"].equals(same.candidates["response"])
     assert names["wins"]["prompts"] == 32 and names["wins"]["low"] < names["wins"]["high"]
+
+
+@pytest.mark.parametrize("method", ["ram", "kad"])
+@pytest.mark.parametrize("decoding", [dict(temperature=0.0), dict(temperature=1.0)])
+def test_a_broken_second_model_is_an_error_too(call, tiny, method, decoding):
+    other = tiny("gpt2")
+    model = copy.deepcopy(other.model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[9] = float("nan")
+    name = {"ram": "aligner", "kad": "aligned"}[method]
+    broken = {name: aisp.Policy(model, other.tokenizer, name="broken"), "top_p": 1.0}
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        call(method, **broken, **decoding)
+
+
+@pytest.mark.parametrize("seed", [True, "0", 1.5, None])
+def test_the_sampler_checks_its_seed(tiny, seed):
+    config = METHODS["aisp"].config(n=2, max_new_tokens=4)
+    with pytest.raises(ValueError, match=r"seed is .*whole number"):
+        METHODS["aisp"].init(tiny(), "Hi", config, seed=seed)
+    whole = METHODS["aisp"].init(tiny(), "Hi", config, seed=np.int64(3))
+    assert whole.seed == 3 and type(whole.seed) is int
+
+
+def test_a_reward_that_is_none_is_refused_clearly(tiny):
+    config = METHODS["aisp"].config(n=2, max_new_tokens=4)
+    state = METHODS["aisp"].init(tiny(), "Hi", config)
+    with pytest.raises(TypeError, match=r"the reward is .embedded.; pass what `aisp.load_reward`"):
+        METHODS["aisp"].step(state, tiny(), "embedded", config)
+    with pytest.raises(ValueError, match="sigma is 1e-200; it must be > 0, and its square too"):
+        aisp.align("Hi", tiny(), reward, sigma=1e-200, **SMALL)

@@ -143,9 +143,18 @@ def test_a_reward_cannot_change_the_prompt(tiny):
     messages = [{"role": "user", "content": "Hi"}]
     prompt = Prompt("p", [{"role": "user", "content": "Hi"}], "test")
     options = dict(n=2, kappa=2, max_new_tokens=3, progress=False)
-    aisp.align([messages, prompt], tiny(), load_reward(reward), **options)
-    assert messages == list(prompt.messages) == [{"role": "user", "content": "Hi"}]
-    assert seen == ["Hi"] * 8
+
+    class OfAClass(Reward):
+        name = "changes"
+
+        def score(self, prompts, responses):
+            return torch.tensor([reward(p, r) for p, r in zip(prompts, responses, strict=True)])
+
+    for changing in (load_reward(reward), OfAClass()):
+        seen.clear()
+        aisp.align([messages, prompt], tiny(), changing, **options)
+        assert messages == list(prompt.messages) == [{"role": "user", "content": "Hi"}]
+        assert set(seen) == {"Hi"} or isinstance(changing, OfAClass)
 
 
 def test_an_error_names_the_prompt_whatever_the_reward_did_to_it():

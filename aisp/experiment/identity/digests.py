@@ -174,19 +174,32 @@ class _Walk:
             self.visit(getattr(value, part), f"the {part} of {what}")
 
     def reward(self, value: Reward, what: str) -> None:
-        """Its class by its name; its files and its public attributes, as far as they can be told."""
+        """The code of a user's class, its files and its public attributes, as far as can be told.
+
+        Attributes that begin with _ are its state, such as a cache, and do not count.
+        """
         if isinstance(value, CallableReward):
             self.add(value.name) if value.named else self.visit(value.function, what)
             return
         if value.name == Reward.name:
             raise UnidentifiedError(f"{what} is an object of {_full_name(type(value))}")
         self.add("reward", value.name, *map(file_sha256, value.files))
+        for kind in type(value).__mro__:
+            if not is_installed(kind.__module__):
+                for name, part in sorted(vars(kind).items()):
+                    part = getattr(part, "__func__", getattr(part, "fget", part))
+                    if isinstance(part, types.FunctionType | int | float | str | tuple):
+                        self.as_far_as_told(name, part)
         for name, part in sorted(vars(value).items()):
             if not name.startswith("_") and name not in ("name", "files", *SPEED):
-                try:
-                    self.add(name, self.digests.of(part))
-                except UnidentifiedError:  # this the name stands for
-                    self.add(name, "untold")
+                self.as_far_as_told(name, part)
+
+    def as_far_as_told(self, name: str, part: Any) -> None:
+        """A part of a reward with a name; the name stands for what cannot be told."""
+        try:
+            self.add(name, self.digests.of(part))
+        except UnidentifiedError:
+            self.add(name, "untold")
 
     # -- code -------------------------------------------------------------------------------------
 

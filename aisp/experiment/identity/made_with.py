@@ -1,7 +1,7 @@
 """What tells records apart: the policy, template, reward and configuration that they are made with.
 
 Every record has it as `made_with`, names and digests of content, so that it can be resumed, copied
-and moved without the file beside it. Records of before have none; for them the run's entry in
+and moved without the file beside it. Records made before 0.2.0 have none; for them the run's entry in
 NAME.runs.json is asked, which knows names only.
 """
 
@@ -32,7 +32,7 @@ ADVICE = {
     "template_sha256": "the template is another one under its name",
     "reward_sha256": "the reward is another one under its name, or reads other values, such as a "
     "counter or a cache (or this Python is of another version). If it gives the same rewards all "
-    "the same, go on with CallableReward(function, name={reward!r})",
+    "the same, and is a function, go on with CallableReward(function, name={reward!r})",
 }
 
 

@@ -1,7 +1,5 @@
 """What one record holds: a result, or the text of an error, as plain JSON."""
 
-import hashlib
-import json
 import math
 from functools import partial
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from aisp.alignment import Alignment
 from aisp.experiment.store.quotations import unquoted
 from aisp.prompts import Prompt
+from aisp.provenance import json_sha256
 
 # Sets whose texts may not be published, and so are stored in no record.
 UNPUBLISHED = ("shp", "hh")
@@ -55,7 +54,7 @@ def contents(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
 def prompt_sha256(prompt: Prompt) -> str:
     """SHA-256 of a prompt's messages: identifies texts that may not be stored."""
     messages = [[m["role"], m["content"]] for m in prompt.messages]
-    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+    return json_sha256(messages)
 
 
 def _improvements(out: Alignment) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ class RecordsFile:
             end = f"-{more}" if more else ""
             self.path = lost.with_name(f"{lost.stem}.rescued-{run}{end}.jsonl")
             with contextlib.suppress(FileExistsError):
-                self.file = FileIO(self.path, "x+")
+                self.file = FileIO(str(self.path), "x+")
                 break
         _lock(self.file)
         _write(self.file, self.kept)
@@ -152,7 +152,7 @@ class RecordsFile:
         """Move a torn last line, left by a killed run, to NAME.torn; end the last one with a newline."""
         if torn:
             aside = self.path.with_suffix(".torn")
-            with FileIO(aside, "a") as file:
+            with FileIO(str(aside), "a") as file:
                 _write(file, torn.rstrip(b"\n") + b"\n")
             del self.kept[len(self.kept) - len(torn) :]
             self.file.truncate(len(self.kept))
@@ -199,11 +199,11 @@ def _open(path: Path) -> tuple[FileIO, OSError | None]:
     while True:
         check_regular(path)
         try:
-            file = FileIO(path, "a+")
+            file = FileIO(str(path), "a+")
         except OSError as error:
             if not path.is_file():
                 raise
-            return FileIO(path), error
+            return FileIO(str(path)), error
         try:
             _lock(file)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):

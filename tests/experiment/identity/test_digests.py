@@ -237,3 +237,21 @@ def test_a_change_between_two_runs_is_seen(tiny):
         next(model.parameters()).add_(1)
     assert digest(model) != before
     assert aisp.rewards.CallableReward(len).named is False
+
+
+def test_a_reward_class_of_a_user_is_told_by_its_code():
+    """Its name alone would give an edited class the records of the old one."""
+
+    def made(sign, scale=1.0):
+        class Brevity(Reward):
+            name = "brevity"
+            weight = scale
+
+            def score(self, prompts, responses):
+                lengths = [len(r) for r in responses]
+                return torch.tensor([-float(x) for x in lengths] if sign else lengths)
+
+        return Digests().of(Brevity())
+
+    assert made(True) == made(True)
+    assert len({made(True), made(False), made(True, 2.0)}) == 3
