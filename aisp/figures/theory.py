@@ -88,8 +88,8 @@ def theory_free_energy(tilts: "pd.DataFrame", bound: float, hills: "Hills") -> "
     right.axvline(hills.target, color=_NOISE, ls="-.", label=r"$E_{Q^*}[v]$")
     right.set(xlabel="mean $u$ of the Gaussian", ylabel="reward")
     right.set_title("Gaussians only, two hills")
-    right.set_ylim(-0.75, hills.bound + 0.75)
-    right.legend(loc="upper left", ncols=2, columnspacing=1)
+    right.set_ylim(-1.0, hills.bound + 0.25)
+    right.legend(loc="lower left")
     return fig
 
 
