@@ -12,7 +12,7 @@
     figures.save(figures.reward_curves(records), "mine", profile="cpu", source=path)
 """
 
-from aisp.figures.ablations import ablation, over_optimization
+from aisp.figures.ablations import ablation, dials, over_optimization
 from aisp.figures.base import COLUMN, PAGE, save, style
 from aisp.figures.curves import histories, main_results, reward_curves
 from aisp.figures.means import (
@@ -28,6 +28,7 @@ __all__ = [
     "PAGE",
     "ablation",
     "deferral",
+    "dials",
     "histories",
     "main_results",
     "over_optimization",
