@@ -5,6 +5,7 @@ setting minus AISP at the standard setting (does the dial matter?), and AISP min
 same setting (is it adaptation?).
 """
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,8 @@ def sentences(records: "pd.DataFrame", question: Question) -> list[str]:
     """The computed answer to a question: does the dial matter, and is it adaptation?"""
 
     def spoken(name: str) -> str:
-        symbol = question.axis.split(" (")[0]
-        return f"{symbol} = {name}" if name.replace(".", "", 1).isdigit() else name
+        symbol = re.split(r" of | \(", question.axis)[0]
+        return f"{symbol} = {name}" if re.fullmatch(r"[\d.]+( x \d+)?", name) else name
 
     found = [changes(records, question), adaptation(records, question)]
     change, gain = ({spoken(name): c for name, c in of.items()} for of in found)

@@ -195,24 +195,30 @@ def leader(records: "pd.DataFrame", measure: str = "reward") -> str:
     return f"{said}; not distinguishable from it at this number of prompts: {listed}."
 
 
-def confirmed(by_reward: Mapping[str, Contrast], by_judge: Mapping[str, Contrast]) -> str:
-    """Which differences under the reward an independent judge also sees.
+def confirmed(
+    what: str, by_reward: Mapping[str, Contrast], by_judge: Mapping[str, Contrast]
+) -> str:
+    """For which differences an independent judge sees what the reward shows.
 
     Args:
-        by_reward, by_judge: what each difference is called -> the difference, under either.
+        what: the differences that are meant, such as "AISP minus another method".
+        by_reward, by_judge: what each one is called -> the difference, under either.
     """
-    decided = {x: c for x, c in by_reward.items() if c.verdict != "undecided" and x in by_judge}
-    if not decided:
-        return "The reward shows no difference that the judge could confirm."
-    kinds: dict[str, list[str]] = {"confirms": [], "does not show": [], "contradicts": []}
-    for name, reward in decided.items():
-        judge = by_judge[name]
-        same = judge.verdict == reward.verdict
-        kind = "confirms" if same else "does not show"
-        kind = "contradicts" if not same and judge.verdict != "undecided" else kind
-        kinds[kind].append(f"{name} ({judge.signed})")
-    parts = [f"{kind} {', '.join(of)}" for kind, of in kinds.items() if of]
-    return f"Of the differences that the reward shows, the judge {'; it '.join(parts)}."
+    kinds: dict[str, list[str]] = {}
+    for name, reward in by_reward.items():
+        if reward.verdict == "undecided" or name not in by_judge:
+            continue
+        judge = by_judge[name].verdict
+        said = "confirms" if judge == reward.verdict else "contradicts"
+        kinds.setdefault("does not show" if judge == "undecided" else said, []).append(name)
+    if not kinds:
+        return f"{what}: the reward shows no difference that the judge could confirm."
+    order = [kind for kind in ("confirms", "does not show", "contradicts") if kind in kinds]
+    parts = [
+        f"{kind} {'it' if i else 'what the reward shows'} for {', '.join(kinds[kind])}"
+        for i, kind in enumerate(order)
+    ]
+    return f"{what}: the judge {'; it '.join(parts)}."
 
 
 def moved(what: str, first: float, last: float, digits: int = 2) -> str:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aisp.experiment import ablations, dials, tables
-from aisp.experiment.findings import Contrast, across, confirmed, contrasts, grouped, leader
+from aisp.experiment.findings import (
+    Contrast,
+    across,
+    confirmed,
+    contrast,
+    contrasts,
+    grouped,
+    leader,
+)
 from aisp.experiment.main_results import BARE, BASELINE
 from aisp.experiment.prompt_sets import TOGETHER, by_set, stored_sets
 from aisp.experiment.store.reading import load
@@ -33,9 +41,12 @@ def blocks(folder: Path) -> dict[str, str]:
     made: dict[str, Callable[[Sets], str]] = {
         "budget": _budget,
         "rewards": _rewards,
+        "together": _together,
         "findings": _findings,
-        "gain": lambda of: by_set(of, "AISP", BASELINE)[TOGETHER].signed,
+        "gain": lambda of: _with_prompts(by_set(of, "AISP", BASELINE)[TOGETHER]),
+        "gain_state": lambda of: _reproduced(by_set(of, "AISP", BASELINE)),
         "re_control": _re_control,
+        "re_control_state": lambda of: _reproduced(by_set(of, "AISP", "RE-Control")),
     }
     records, questions = _ablations(folder / "ablations.jsonl")
     longer = _bullets(_longer(records, questions["drift"]))
@@ -129,37 +140,68 @@ def _rewards(found: Sets) -> str:
 
 
 def _findings(found: Sets) -> str:
-    """What the intervals support, over all sets, by the reward and by the judge."""
+    """What the intervals support: set by set, and which gains the judge confirms."""
     together = found[TOGETHER]
-    ours = contrasts(together, "AISP")
-    control = {x: c for x, c in contrasts(together, BASELINE).items() if x != "AISP"}
-    by_judge = contrasts(together, BASELINE, "judged")
+    ours, ours_judged = (contrasts(together, "AISP", by) for by in ("reward", "judged"))
+    over, over_judged = (_over_baseline(together, by) for by in ("reward", "judged"))
     return _bullets(
         [
             across(by_set(found, "AISP", BASELINE)),
             across(by_set(found, "noise only", BASELINE)),
             across(by_set(found, "AISP", "noise only")),
-            grouped("**AISP minus another method** over all prompts", ours),
-            _independent(ours, contrasts(together, "AISP", "judged")),
-            grouped(
-                f"By the judge, **{BASELINE} minus another method**",
-                {x: by_judge[x] for x in control},
-            ),
+            across(by_set(found, "AISP", "KAD")),
+            confirmed("**AISP minus another method**", ours, ours_judged),
+            confirmed(f"**Another method minus {BASELINE}**", over, over_judged),
             leader(together),
             leader(together, "judged"),
         ]
     )
 
 
-def _independent(by_reward: dict[str, Contrast], by_judge: dict[str, Contrast]) -> str:
-    return f"AISP against the others, judged independently: {confirmed(by_reward, by_judge)}"
+def _together(found: Sets) -> str:
+    """Differences over the prompts of all sets, by the reward and by the judge."""
+    together = found[TOGETHER]
+    kinds = {
+        "AISP minus it": [contrasts(together, "AISP", by) for by in ("reward", "judged")],
+        "it minus best-of-n": [_over_baseline(together, by) for by in ("reward", "judged")],
+    }
+    heads = [f"{kind}, {by}" for kind in kinds for by in ("reward", "judge")]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for label in together["label"].unique():
+        pairs = [of.get(label) for both in kinds.values() for of in both]
+        lines.append(f"| {label} | {' | '.join(map(_cell, pairs))} |")
+    return "\n".join(lines)
+
+
+def _cell(found: Contrast | None) -> str:
+    """Bold where the interval excludes 0."""
+    bold = "**" * (found is not None and found.verdict != "undecided")
+    return f"{bold}{found.signed}{bold}" if found else ""
+
+
+def _over_baseline(records: "pd.DataFrame", measure: str) -> dict[str, Contrast]:
+    others = [x for x in records["label"].unique() if x != BASELINE]
+    return {x: contrast(records, x, BASELINE, measure) for x in others}
+
+
+def _reproduced(of: dict[str, Contrast]) -> str:
+    """Whether a claim that AISP is higher holds over all sets, and on how many of them alone."""
+    *sets, together = of.values()
+    alone = sum(c.verdict == "higher" for c in sets)
+    if together.verdict != "higher":
+        return "not reproduced here"
+    return f"reproduced, at small scale (on {alone} of {len(sets)} sets taken alone)"
 
 
 def _re_control(found: Sets) -> str:
     reward, judge = (
         by_set(found, "AISP", "RE-Control", measure)[TOGETHER] for measure in ("reward", "judged")
     )
-    return f"{reward.signed}; by the judge {judge.signed}"
+    return f"{_with_prompts(reward)}; by the judge {_with_prompts(judge)}"
+
+
+def _with_prompts(found: Contrast) -> str:
+    return f"{found.signed} ({found.prompts} prompts)"
 
 
 def _longer(records: "pd.DataFrame", drift: ablations.Question) -> list[str]:
