@@ -100,7 +100,7 @@ def origin(path: Path, stored: Stored) -> Any:
     from IPython.display import Markdown
 
     about = stored.about
-    device = f"{about['device']}, {about['threads']} threads"
+    device = f"{about['device'].upper()}, {about['threads']} threads"
     made = f"{device}, {about['dtype'].removeprefix('torch.')}, torch {about['packages']['torch']}"
     inside = path.resolve().is_relative_to(provenance.checkout())
     place = path.resolve().relative_to(provenance.checkout()) if inside else path.name
@@ -138,13 +138,9 @@ def against_generate(table: "pd.DataFrame") -> list[str]:
         others = group[group["name"] != "engine"]
         best = others.loc[others["seconds"].idxmin(), "name"]
         size, low, high = ratio(group, best, "engine")
-        sentences.append(
-            f"At {n} responses the engine is {size:.1f} times [{low:.1f}, {high:.1f}] as fast as "
-            f"{best}, the faster of what was tried."
-            if len(others) > 1
-            else f"At {n} responses the engine is {size:.1f} times [{low:.1f}, {high:.1f}] as fast "
-            f"as {best}."
-        )
+        tried = ", the faster of the two settings" if len(others) > 1 else ""
+        factor = f"{size:.1f} times [{low:.1f}, {high:.1f}] as fast as"
+        sentences.append(f"At {n} responses the engine is {factor} {best}{tried}.")
     return sentences
 
 
@@ -218,8 +214,8 @@ def limit(tables: "dict[str, pd.DataFrame]", tokens: int) -> list[str]:
     bound = tables["limit"]["seconds"].sum()
     whole_engine = tables["steps"][tables["steps"]["name"] == "as it is"]
     return [
-        f"**{row.decoding}**: a step takes {1e3 * row.seconds / tokens:.0f} ms; its matrix products "
-        f"and one reading of the cache alone take {1e3 * bound:.0f} ms, so that it reaches "
+        f"With {row.decoding} decoding a step takes {1e3 * row.seconds / tokens:.0f} ms; its matrix "
+        f"products and one reading of the cache alone take {1e3 * bound:.0f} ms, so that it reaches "
         f"{bound * tokens / row.seconds:.0%} of the machine's bound."
         for row in whole_engine.itertuples(index=False)
     ]
