@@ -1,14 +1,15 @@
 """Which figure is made from which records: all of them can be drawn again without a model."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp import figures
-from aisp.experiment import ablations, load, main_results, summary
-from aisp.provenance import file_sha256
+from aisp.experiment import ablations, dials, load, main_results, summary
+from aisp.figures.base import picture
+from aisp.provenance import checkout, file_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,14 +59,27 @@ def _main(figure: Callable[..., "Figure"], records: "pd.DataFrame", **options: A
 
 
 def _ablation(name: str, records: "pd.DataFrame") -> "Figure":
-    """Of notebook 07."""
+    """Of notebook 07: one dial."""
+    records, questions = _questions(records, (name,))
+    return figures.ablation(ablations.answers(records, questions[name]), questions[name].axis)
+
+
+def _dials(records: "pd.DataFrame") -> "Figure":
+    """Of notebook 07: all dials."""
+    return figures.dials(dials.effects(*_questions(records, dials.DIALS)))
+
+
+def _questions(
+    records: "pd.DataFrame", names: Sequence[str]
+) -> tuple["pd.DataFrame", dict[str, ablations.Question]]:
+    """Records with the first parts of the long runs, and the questions, whose runs must be there."""
     questions, kappa = ablations.questions_of(records)
     records = ablations.with_first_parts(records, questions, kappa)
-    question, there = questions[name], set(records["label"])
-    absent = [label for label in question.labels if label not in there]
+    there = set(records["label"])
+    absent = [label for name in names for label in questions[name].labels if label not in there]
     if absent:
         raise ValueError(f"no records of {', '.join(absent)}; notebook 07 was not run to its end")
-    return figures.ablation(ablations.answers(records, question), question.axis)
+    return records, questions
 
 
 def _recipes() -> dict[str, Recipe]:
@@ -85,6 +99,7 @@ def _recipes() -> dict[str, Recipe]:
             "05_proxy_deferral", ("proxy_deferral.jsonl",), _deferral_without_windows
         ),
     }
+    recipes["ablation_dials"] = Recipe("07_ablations", ("ablations.jsonl",), _dials)
     for name in ("sigma", "lam", "split", "decoding", "alpha", "tau", "drift"):
         make = partial(_ablation, name)
         recipes[f"ablation_{name}"] = Recipe("07_ablations", ("ablations.jsonl",), make)
@@ -140,3 +155,37 @@ def stored_state(name: str, source: Path, folder: Path) -> str:
         return "no stored figure"
     same = json.loads(note.read_text()).get("source_sha256") == file_sha256(source)
     return "of these records" if same else "of other records"
+
+
+def refresh(
+    fig: "Figure", name: str, *, profile: str, source: Path, folder: Path, **parameters: Any
+) -> list[Path]:
+    """`figures.save`, unless the folder has this very picture of these records already.
+
+    Unlike `save`, whose parameters must be the same too: a figure that a notebook drew, with its own
+    parameters, stays that notebook's when it is drawn again from the records alone.
+
+    Returns:
+        What was written; empty if nothing was.
+    """
+    stored = (folder / "smoke" if profile == "smoke" else folder) / f"{name}.png"
+    same = stored.exists() and stored_state(name, source, stored.parent) == "of these records"
+    if same and stored.read_bytes() == picture(fig):
+        return []
+    return figures.save(fig, name, profile=profile, source=source, folder=folder, **parameters)
+
+
+def captions(readme: Path | None = None) -> dict[str, str]:
+    """The caption of each figure, as Markdown, from figures/README.md, the one place for them.
+
+    Args:
+        readme: where instead; a section "## NAME" has an image, the caption, and an indented command.
+    """
+    readme = readme or checkout() / "figures" / "README.md"
+    found = {}
+    for section in readme.read_text(encoding="utf-8").split("\n## ")[1:]:
+        name, _, body = section.partition("\n")
+        body = body.split("\n# ")[0]  # the next chapter
+        lines = [x for x in body.splitlines() if not x.startswith(("![", "    "))]
+        found[name.strip()] = " ".join(" ".join(lines).split())
+    return found
