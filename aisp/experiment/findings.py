@@ -267,7 +267,8 @@ def highest(values: "pd.Series", what: str) -> str:
     best = values.idxmax()
     end = best in (values.index[0], values.index[-1]) and len(values) > 1
     beyond = ", at the end of the range tried: still higher ones may lie beyond" if end else ""
-    return f"The highest {what} of the {len(values)} is that of **{best}**, {values[best]:.2f}{beyond}."
+    count = f"{len(values)} setting{'s' * (len(values) != 1)}"
+    return f"Of {count}, **{best}** has the highest {what}, {values[best]:.2f}{beyond}."
 
 
 def association(records: "pd.DataFrame", first: str, second: str) -> str:

@@ -91,10 +91,10 @@ def test_a_tally_counts_the_intervals_without_0_beside_what_chance_gives():
 
 def test_the_highest_setting_says_when_it_ends_the_range():
     inside = highest(pd.Series({"w = 1": 0.5, "w = 3": 0.75, "w = 10": -1}), "mean reward")
-    assert inside == "The highest mean reward of the 3 is that of **w = 3**, 0.75."
+    assert inside == "Of 3 settings, **w = 3** has the highest mean reward, 0.75."
     rising = highest(pd.Series({"w = 1": 0.5, "w = 3": float("nan"), "w = 10": 1.0}), "reward")
-    assert "**w = 10**, 1.00, at the end of the range tried" in rising
-    assert "end of the range" not in highest(pd.Series({"w = 1": 0.5}), "reward")
+    assert "**w = 10** has the highest reward, 1.00, at the end of the range tried" in rising
+    assert highest(pd.Series({"w = 1": 0.5}), "reward").endswith("the highest reward, 0.50.")
     assert highest(pd.Series({"w = 1": float("nan")}), "reward") == "No setting has a reward."
 
 
