@@ -109,9 +109,7 @@ def decode(
         rows = at.rows
         token = take(at)
         if device.type != "cpu":  # on a CPU the token's law was looked at (`aisp.engine.decoding`)
-            for logits in at.logits:
-                finite = logits.amax(-1).isfinite().to(device)
-                broken = broken | (~finite & ~at.done).any()
+            broken = broken | _any_broken(at)
         tokens[rows, t] = torch.where(at.done, tokens[rows, t], token)
         ended = (token[:, None] == eos).any(1) & ~at.done
         lengths[rows] = torch.where(ended, t + 1, lengths[rows])
@@ -133,6 +131,12 @@ def decode(
     if bool(broken.any()):
         raise not_finite()
     return Rollout.of_rows(policy, tokens, lengths, n)
+
+
+def _any_broken(at: Step) -> Tensor:
+    """Whether a row that has not ended has logits that are not finite, a bool on its device."""
+    finite = [x.amax(-1).isfinite().to(at.done.device) for x in at.logits]
+    return (~torch.stack(finite).all(0) & ~at.done).any()
 
 
 def uniforms(

@@ -7,7 +7,7 @@ same setting (is it adaptation?).
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aisp.experiment import tables
 from aisp.experiment.ablations import AISP, NOISE, Question
@@ -73,7 +73,12 @@ def effects(records: "pd.DataFrame", questions: Mapping[str, Question]) -> "pd.D
         kinds = {"change": changes(records, question), "adaptation": adaptation(records, question)}
         for kind, found in kinds.items():
             for setting in question.settings:
-                about = {"dial": dial, "axis": question.axis, "setting": setting, "kind": kind}
+                about: dict[str, Any] = {
+                    "dial": dial,
+                    "axis": question.axis,
+                    "setting": setting,
+                    "kind": kind,
+                }
                 about["standard"] = setting == question.standard
                 if setting in found:
                     c = found[setting]
@@ -217,7 +222,7 @@ def budget_table(table: "pd.DataFrame") -> "pd.DataFrame":
     series = list(dict.fromkeys(table["label"]))
     rows: dict[int, dict[tuple[str, str], str]] = {}
     for samples, of in table.groupby("samples"):
-        row = {}
+        row: dict[tuple[str, str], str] = {}
         for measure in ("reward", "judged", "surprisal"):
             means = of.groupby("label")[measure].mean()
             row |= {(_named(measure), x): f"{means[x]:.2f}" for x in series}

@@ -61,7 +61,6 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
     size = SIZES[choice("profile", profile, list(SIZES))]
     made = {"policy": "embedded", "prompt set": "builtin", "sigma": sigma, "seed": seed, **size}
     folder = records_path("prelogits", profile).parent
-    places = {"positions": size["positions"], "draws": size["draws"]}
 
     @cache
     def data() -> tuple[Policy, diagnostics.Prelogits]:
@@ -78,17 +77,17 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
     compute = {
         "normality": lambda: normality(points(), twins=size["twins"], seed=seed),
         "shape": lambda: shape(one_of_each(points()), seed=seed),
-        "noise": lambda: noise_as_sampler(*data(), SIGMAS, seed=seed, **places),
+        "noise": lambda: noise_as_sampler(
+            *data(), SIGMAS, positions=size["positions"], draws=size["draws"], seed=seed
+        ),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    return Tables(
-        **{
-            name: computed_once(
-                folder / f"prelogits_{name}.csv", [], lambda f=f: f().round(7), **made
-            )
-            for name, f in compute.items()
-        }
-    )
+
+    def table(name: str) -> "pd.DataFrame":
+        path = folder / f"prelogits_{name}.csv"
+        return computed_once(path, [], lambda: compute[name]().round(7), **made)
+
+    return Tables(**{name: table(name) for name in compute})
 
 
 def sets(

@@ -1,6 +1,6 @@
 """Means with intervals over prompts: by label, by setting, and prompt by prompt."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -151,7 +151,7 @@ def _by_setting(ax: "Axes", table: "pd.DataFrame", column: str, label: str, look
     """Means with bootstrap 95% intervals over evenly spaced settings, named by their last word."""
     x = range(len(table))
     low_high = [table[column] - table["low"], table["high"] - table[column]]
-    signs = {"color": look.color, "marker": look.marker}
+    signs: dict[str, Any] = {"color": look.color, "marker": look.marker}
     ax.errorbar(x, table[column], yerr=low_high, ms=3.5, capsize=2, label=label, **signs)
     ax.set_xticks(x, [name.split()[-1] for name in table.index])
     ax.set_title("95% bootstrap intervals over prompts", loc="left", fontsize=7)

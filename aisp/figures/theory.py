@@ -1,7 +1,7 @@
 """The figures of notebook 01: a schematic drawing, and tables of `aisp.theory.studies` drawn."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from aisp.theory.studies import Hills
 
-BOUND = {"color": "k", "lw": 0.8, "ls": "--"}
+BOUND: dict[str, Any] = {"color": "k", "lw": 0.8, "ls": "--"}
 _GRAY, _NOISE, _AISP = "0.3", METHODS["noise only"].color, METHODS["AISP"].color
 _BOXES = [  # name, x, y, text, color
     ("text", 7, 22, "text so far\n$x,\\ y_{<t}$", _GRAY),
@@ -46,16 +46,16 @@ def theory_flow() -> "Figure":
     fig, ax = plt.subplots(figsize=(PAGE, 2.1))
     ax.set(xlim=(0, 100), ylim=(0, 36))
     ax.axis("off")
-    boxes = {}
+    boxes: dict[str, Any] = {}
     for name, x, y, text, color in _BOXES:
         box = {"boxstyle": "round,pad=0.5", "fc": "white", "ec": color, "lw": 1.2}
-        at = {"ha": "center", "va": "center", "fontsize": 7, "bbox": box}
+        at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "bbox": box}
         boxes[name] = ax.text(x, y, text, **at).get_bbox_patch()
-    for start, at, end, to, color, line, bend in _ARROWS:
+    for start, here, end, to, color, line, bend in _ARROWS:
         arrow = {"arrowstyle": "->", "color": color, "lw": 1.2, "ls": line}
         arrow |= {"shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}"}
-        ends = {"xycoords": boxes[end], "textcoords": boxes[start]}
-        ax.annotate("", xy=to, xytext=at, arrowprops=arrow, **ends)
+        ends: dict[str, Any] = {"xycoords": boxes[end], "textcoords": boxes[start]}
+        ax.annotate("", xy=to, xytext=here, arrowprops=arrow, **ends)
     ax.text(36, 33.5, "append $y_t$: next step", ha="center", va="center", fontsize=7, color=_GRAY)
     ax.text(62, 6, "$\\kappa$ times", ha="center", fontsize=7, color=_AISP)
     return fig

@@ -126,7 +126,7 @@ def score(
     try:
         own = [p for p, _ in pairs]
         if not isinstance(reward, CallableReward):  # which copies by itself
-            own = copy.deepcopy(own)
+            own = [copy.deepcopy(p) for p in own]
         values = reward.score(own, [t for _, t in pairs])
     except RewardError as error:
         if error.index is not None:
@@ -137,26 +137,35 @@ def score(
             f"reward {reward.name!r} raised {type(error).__name__}: {escaped(str(error))}, on a "
             f"batch of {len(pairs)} responses, the first of them {described(*pairs[0])}"
         ) from error
+    return _checked(values, reward.name, prompts, texts)
+
+
+def _checked(
+    values: Any, name: str, prompts: Sequence[Any], texts: Sequence[Sequence[str]]
+) -> Tensor:
+    """What a reward returned, (P, n) float64 on the CPU, or the error that says what is wrong."""
+    n = len(texts[0])
+    pairs = [(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
     if not isinstance(values, Tensor) or values.shape != (len(pairs),):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise RewardError(
-            f"reward {reward.name!r} returned {got} for {len(pairs)} responses; return a tensor of "
+            f"reward {name!r} returned {got} for {len(pairs)} responses; return a tensor of "
             f"shape ({len(pairs)},)"
         )
     if values.is_complex():
         raise RewardError(
-            f"reward {reward.name!r} returned complex numbers ({values.dtype}); a reward is a real "
+            f"reward {name!r} returned complex numbers ({values.dtype}); a reward is a real "
             "number. Return its real part or its magnitude, whichever is meant"
         )
     values = values.detach().to("cpu", torch.float64)
     for i in torch.nonzero(values.isnan() | (values == torch.inf)).flatten().tolist():
         raise RewardError(
-            f"reward {reward.name!r} is {values[i].item()} for candidate {i % n} of "
+            f"reward {name!r} is {values[i].item()} for candidate {i % n} of "
             f"{described(*pairs[i])}; a reward is a number, or -inf to reject a response"
         )
     for p in torch.nonzero((values.view(-1, n) == -torch.inf).all(-1)).flatten().tolist():
         raise RewardError(
-            f"reward {reward.name!r} rejected (-inf) all {n} candidates of prompt "
+            f"reward {name!r} rejected (-inf) all {n} candidates of prompt "
             f"{_beginning(prompts[p])}, the first of them {texts[p][0][:60]!r}: no sample can carry "
             "weight. Raise n, or return a low finite reward"
         )
