@@ -98,7 +98,7 @@ def alpha_trade(
     import pandas as pd
 
     U_star = lm.tilted_mean()
-    rows: list[tuple[float, float, int, float, float, float, float]] = []
+    rows: list[Any] = []
     for scale in scales:
         for alpha in alphas:
             U = (scale * U_star).expand(repeats, *lm.shape)
@@ -150,7 +150,7 @@ def iterations(
     import pandas as pd
 
     U_star = lm.tilted_mean()
-    rows: list[tuple[float, float, int, float, float, float, float]] = []
+    rows: list[Any] = []
     for alpha, path in sampled.items():
         U, last = path["U"], path["ess"].shape[1]
         for k in range(last + 1):
@@ -190,7 +190,7 @@ def splits(
     import pandas as pd
 
     U_star = lm.tilted_mean()
-    rows: list[tuple[float, float, int, float, float, float, float]] = []
+    rows: list[Any] = []
     for alpha in alphas:
         for n, kappa in pairs:
             own = AISPConfig(n=n, kappa=kappa, alpha=alpha, **config)
