@@ -83,20 +83,15 @@ def test_over_optimization_draws_means_by_budget():
     ]
     table = pd.DataFrame(rows)
     fig = figures.over_optimization(table)
-    means = table.groupby(["label", "samples"])[["surprisal", "reward", "judged"]].mean()
-    for ax, (x, y) in zip(
-        fig.axes,
-        [("surprisal", "reward"), ("surprisal", "judged"), ("reward", "judged")],
-        strict=True,
-    ):
+    means = table.groupby(["label", "samples"])[["reward", "judged", "surprisal"]].mean()
+    for ax, column in zip(fig.axes, means.columns, strict=True):
         drawn = {c.get_label(): c.lines[0].get_xydata() for c in ax.containers}
+        assert set(drawn) == {"AISP", "best-of-n"}
         for label, points in drawn.items():
-            np.testing.assert_allclose(points, means.loc[label, [x, y]])
-        for mark, budget in ("o", 4), ("s", 16):  # open: the smallest; squares: the largest
-            single = [p for p in ax.lines if p.get_marker() == mark and len(p.get_xdata()) == 1]
-            ends = [p.get_xydata()[0] for p in single]
-            np.testing.assert_allclose(ends, means.xs(budget, level="samples")[[x, y]])
-    assert "from 4 (open) to 16 samples (square)" in fig.legends[0].get_title().get_text()
+            np.testing.assert_allclose(points[:, 1], means.loc[label, column])
+            # Side by side around their budget, nearer to it than to the next one.
+            assert (abs(np.log2(points[:, 0] / [4, 8, 16])) < 0.1).all()
+    assert "means of 5 prompts" in fig.legends[0].get_title().get_text()
 
 
 def test_runtime_draws_speeds_with_the_range_of_their_repeats():
