@@ -18,8 +18,8 @@
 from aisp.experiment.profiles import PROFILES, records_path, settings
 from aisp.experiment.records import run
 from aisp.experiment.reuse import take_over
-from aisp.experiment.store.reading import load
-from aisp.experiment.tables import comparison, paired, summary, table
+from aisp.experiment.store.reading import load, stored_dtype
+from aisp.experiment.tables import comparison, paired, summary, table, with_histories
 from aisp.intervals import bootstrap
 
 __all__ = [
@@ -31,7 +31,9 @@ __all__ = [
     "records_path",
     "run",
     "settings",
+    "stored_dtype",
     "summary",
     "table",
     "take_over",
+    "with_histories",
 ]

@@ -7,7 +7,7 @@ no mean; `summary` and `table` count them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from aisp.experiment.store.text import printable
@@ -62,6 +62,22 @@ def stopped_after(records: "pd.DataFrame", iterations: int) -> "pd.DataFrame":
             | {"history": history, "improvements": better}
         )
     return pd.DataFrame(rows, columns=records.columns)
+
+
+def with_histories(records: "pd.DataFrame", columns: Mapping[str, str]) -> "pd.DataFrame":
+    """Records with columns of their histories, each the mean over the record's iterations.
+
+    Args:
+        records: from `load`.
+        columns: column of the history -> its name in the table. A record without one has NaN there.
+    """
+    import pandas as pd
+
+    means = {
+        name: [pd.Series((h or {}).get(column), dtype=float).mean() for h in records["history"]]
+        for column, name in columns.items()
+    }
+    return records.assign(**means)
 
 
 def summary(records: "pd.DataFrame", *, draws: int = 10_000, seed: int = 0) -> "pd.DataFrame":

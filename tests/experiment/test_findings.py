@@ -4,7 +4,16 @@ import pandas as pd
 import pytest
 
 from aisp import experiment
-from aisp.experiment.findings import Contrast, contrast, origin, shown
+from aisp.experiment.findings import (
+    Contrast,
+    association,
+    caution,
+    contrast,
+    highest,
+    origin,
+    shown,
+    tally,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +79,48 @@ def test_the_origin_names_what_results_are_of():
     assert (
         "Read 288 records from data/results/cpu/main_results.jsonl" in words and "seeds 0" in words
     )
+
+
+def test_a_tally_counts_the_intervals_without_0_beside_what_chance_gives():
+    clear, not_clear = Contrast("A", "B", 9, 0.5, 0.2, 0.8), Contrast("A", "C", 9, 0.1, -0.2, 0.4)
+    assert tally([clear, not_clear]).startswith("1 of the 2 intervals excludes 0.")
+    assert tally([clear, clear]).startswith("2 of the 2 intervals exclude 0.")
+    words = tally([not_clear] * 20)
+    assert words.startswith("None of the 20 intervals excludes 0.") and "1.0 of 20" in words
+
+
+def test_the_highest_setting_says_when_it_ends_the_range():
+    inside = highest(pd.Series({"w = 1": 0.5, "w = 3": 0.75, "w = 10": -1}), "mean reward")
+    assert inside == "The highest mean reward of the 3 is that of **w = 3**, 0.75."
+    rising = highest(pd.Series({"w = 1": 0.5, "w = 3": float("nan"), "w = 10": 1.0}), "reward")
+    assert "**w = 10**, 1.00, at the end of the range tried" in rising
+    assert "end of the range" not in highest(pd.Series({"w = 1": 0.5}), "reward")
+    assert highest(pd.Series({"w = 1": float("nan")}), "reward") == "No setting has a reward."
+
+
+def several(slope):
+    """Four responses to each of four prompts: what prompts add to both is no association."""
+    rows = [
+        {"prompt": f"p{i}", "seed": j, "reward": 10 * i + slope * j, "coherence": 10 * i + j}
+        for i in range(4)
+        for j in range(4)
+    ]
+    return pd.DataFrame(rows).assign(interrupted=False)
+
+
+def test_an_association_is_within_prompts():
+    assert association(several(1.0), "reward", "coherence") == (
+        "Among responses to one prompt, the higher the coherence, the higher the reward: rank "
+        "correlation +1.00 [+1.00, +1.00] (4 prompts)."
+    )
+    assert ", the lower the reward:" in association(several(-1.0), "reward", "coherence")
+    assert "No prompt has responses that vary" in association(several(0.0), "reward", "coherence")
+    mixed = several(1.0)
+    mixed.loc[mixed["prompt"].isin(["p0", "p1"]), "reward"] *= -1
+    assert "are not distinguishable from unrelated: " in association(mixed, "reward", "coherence")
+
+
+def test_conclusions_from_few_prompts_say_so():
+    some = pd.DataFrame({"prompt": [f"p{i}" for i in range(24)]})
+    assert caution(some) == []
+    assert caution(some[:2]) == ["With 2 prompts, **none of this is evidence**."]

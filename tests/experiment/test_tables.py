@@ -166,3 +166,12 @@ def test_show_prints_the_tables_and_exits_with_1_where_something_failed(tmp_path
     ):
         with pytest.raises(SystemExit):
             main(["show", *wrong])
+
+
+def test_columns_of_histories_become_columns_of_the_records():
+    histories = [{"reward_mean": [1.0, 2.0], "edit": [None, 4.0]}, {"reward_mean": [5.0]}, None]
+    found = pd.DataFrame({"label": list("ABC"), "history": histories})
+    table = tables.with_histories(found, {"reward_mean": "single", "edit": "edit"})
+    assert list(found) == ["label", "history"]
+    assert table["single"][:2].tolist() == [1.5, 5.0] and table["edit"][0] == 4.0
+    assert table["edit"][1:].isna().all() and np.isnan(table["single"][2])

@@ -136,6 +136,23 @@ def provenance_of(path: Path) -> dict[str, dict[str, Any]]:
     return runs
 
 
+def stored_dtype(path: Path) -> str | None:
+    """The dtype that the records of a file were computed in; None where it has none, or several.
+
+    A notebook that shows stored records loads its policy in it: the records of another dtype are
+    refused, and which one `load_policy` takes by itself depends on the processor.
+    """
+    if not path.exists():
+        return None
+    runs = provenance_of(path)
+    about = [
+        runs.get(one.get("run", ""), {}) | (one.get("made_with") or {})
+        for one in parse(path.name, read(path))[0].values()
+    ]
+    found = {one.get("dtype") for one in about}
+    return found.pop() if len(found) == 1 else None
+
+
 def _runs(path: Path) -> dict[str, dict[str, Any]]:
     advice = (
         "restore it, from version control or a copy, or move it away together with the records to "

@@ -142,3 +142,16 @@ def test_a_name_that_would_leave_its_folder_is_refused(name):
     with pytest.raises(ValueError, match="it must be a plain file name such as 'main_results'"):
         experiment.records_path(name, "cpu")
     assert experiment.records_path("main_results-2.b", "cpu").name == "main_results-2.b.jsonl"
+
+
+def test_the_dtype_of_records_is_that_of_their_runs(fake, tmp_path):
+    path = tmp_path / "e.jsonl"
+    assert experiment.stored_dtype(path) is None
+    run_fake(path)
+    assert experiment.stored_dtype(path) == "float32"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records[0]["made_with"]["dtype"] = "bfloat16"
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    assert experiment.stored_dtype(path) is None
+    # records from before each said what it was made with: the run tells
+    assert experiment.stored_dtype(experiment.records_path("reward_guided", "cpu")) == "bfloat16"
