@@ -36,10 +36,12 @@ class Question:
         axis: what is varied, with its unit.
         settings: name on the axis -> series -> label of the records; the series are AISP and its
             controls.
+        standard: the setting with the values that are held while something else is varied.
     """
 
     axis: str
     settings: dict[str, dict[str, str]]
+    standard: str | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -76,7 +78,7 @@ def plan(
         "decoding": _decoding(of, long),
         "alpha": _alpha(of, long),
         "tau": _tau(of, long),
-        "budget": Question("samples", {of.long_budget: long}),
+        "budget": Question("samples", {of.long_budget: long}, of.long_budget),
         "drift": _drift(of, long),
     }
     return questions, of.methods
@@ -147,13 +149,13 @@ def _sigma(of: _Settings) -> Question:
     settings = {
         f"{s:g}": {AISP: of.aisp(lam=lam, sigma=s), NOISE: of.noise(sigma=s)} for s in values
     }
-    return Question(f"sigma (lam = {lam:g})", settings)
+    return Question(f"sigma (lam = {lam:g})", settings, f"{of.sigma:g}")
 
 
 def _lam(of: _Settings) -> Question:
     values = [x * of.lam for x in (0.3, 1, 2, 4)]
     settings = {f"{lam:g}": {AISP: of.aisp(lam=lam), NOISE: of.noise()} for lam in values}
-    return Question("lam (units of reward)", settings)
+    return Question("lam (units of reward)", settings, f"{of.lam:g}")
 
 
 def _split(of: _Settings, long: dict[str, str]) -> Question:
@@ -165,7 +167,7 @@ def _split(of: _Settings, long: dict[str, str]) -> Question:
     for a, b in splits:
         ours = first[AISP] if a == n else of.aisp(f"n={a}, kappa={b}", n=a, kappa=b)
         settings[f"{a} x {b}"] = {AISP: ours, NOISE: first[NOISE]}
-    return Question("n x kappa", settings)
+    return Question("n x kappa", settings, f"{n} x {kappa}")
 
 
 def _decoding(of: _Settings, long: dict[str, str]) -> Question:
@@ -185,7 +187,7 @@ def _decoding(of: _Settings, long: dict[str, str]) -> Question:
         },
         "T = 1": {BEST: of.best_of_n("T = 1", top_p=1.0)},
     }
-    return Question("tokens drawn by", settings)
+    return Question("tokens drawn by", settings, "greedy")
 
 
 def _alpha(of: _Settings, long: dict[str, str]) -> Question:
@@ -193,7 +195,7 @@ def _alpha(of: _Settings, long: dict[str, str]) -> Question:
     for alpha in dict.fromkeys([0.0, of.alpha, 1.0]):
         ours = first[AISP] if alpha == of.alpha else of.aisp(f"alpha={alpha:g}", alpha=alpha)
         settings[f"{alpha:g}"] = {AISP: ours, NOISE: first[NOISE]}
-    return Question("alpha", settings)
+    return Question("alpha", settings, f"{of.alpha:g}")
 
 
 def _tau(of: _Settings, long: dict[str, str]) -> Question:
@@ -203,7 +205,7 @@ def _tau(of: _Settings, long: dict[str, str]) -> Question:
         for tau in (max(1, tokens // 4), max(1, tokens // 2))
     }
     settings[f"{tokens}"] = {AISP: first[AISP], NOISE: first[NOISE]}
-    return Question(f"tau (of {tokens} steps)", settings)
+    return Question(f"tau (of {tokens} steps)", settings, f"{tokens}")
 
 
 def _drift(of: _Settings, long: dict[str, str]) -> Question:
@@ -218,7 +220,8 @@ def _drift(of: _Settings, long: dict[str, str]) -> Question:
     lam = 4 * of.lam
     hot = of.aisp(f"{label}, lam={lam:g}", lam=lam, kappa=kappa)
     settings[f"lam = {lam:g}"] = {**long, AISP: hot}
-    return Question(f"n x kappa of {of.long_budget}; lam at {n} x {kappa}", settings)
+    axis = f"n x kappa of {of.long_budget} (lam: at {n} x {kappa})"
+    return Question(axis, settings, f"{n} x {kappa}")
 
 
 def questions_of(records: "pd.DataFrame") -> tuple[dict[str, Question], int]:

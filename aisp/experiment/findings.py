@@ -5,7 +5,7 @@ or seed states the findings of that run. `Contrast.sentence` says what one diffe
 `shown` hands sentences to Jupyter as a list.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,18 +34,22 @@ class Contrast(NamedTuple):
         """ "higher", "lower" or "undecided", see `aisp.intervals.verdict`."""
         return verdict(self.low, self.high)
 
+    @property
+    def signed(self) -> str:
+        """Such as "+0.74 [+0.54, +0.95]"."""
+        return f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
     def sentence(self) -> str:
         """What the interval supports, in one sentence of Markdown."""
-        by = "" if self.measure == "reward" else f"By the {self.measure}, "
+        by = {"reward": "", "judge": "By the judge, "}.get(self.measure, f"In {self.measure}, ")
         first = f"{by}**{self.first}**"
         over = f"({self.prompts} prompt{'s' * (self.prompts != 1)})"
         if self.prompts == 0:
             return f"{first} and {self.second} share no prompt that both finished."
         if self.verdict == "undecided":
-            signed = f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
             return (
                 f"{first} is not distinguishable from {self.second} at this number of prompts: "
-                f"{signed} {over}."
+                f"{self.signed} {over}."
             )
         near, far = sorted((abs(self.low), abs(self.high)))
         size = f"{abs(self.difference):.2f} [{near:.2f}, {far:.2f}]"
@@ -175,9 +179,121 @@ def association(records: "pd.DataFrame", first: str, second: str) -> str:
     )
 
 
+def gap(differences: "pd.Series", first: str, second: str, measure: str = "reward") -> Contrast:
+    """A contrast of what are differences already, first minus second, one per prompt.
+
+    Args:
+        differences: indexed by prompt; NaN where one of the two is missing.
+    """
+    values = differences.dropna().sort_index().to_numpy(dtype=float)
+    mean = float(values.mean()) if len(values) else float("nan")
+    return Contrast(first, second, len(values), mean, *bootstrap(values), measure)
+
+
+def contrasts(records: "pd.DataFrame", first: str, measure: str = "reward") -> dict[str, Contrast]:
+    """Every other label of the records -> `contrast` of the first one with it."""
+    others = [label for label in records["label"].unique() if label != first]
+    return {other: contrast(records, first, other, measure) for other in others}
+
+
+VERDICTS = {
+    "higher": "above 0 for",
+    "lower": "below 0 for",
+    "undecided": "not distinguishable from 0, at this number of prompts, for",
+}
+
+
+def grouped(what: str, found: Mapping[str, Contrast]) -> str:
+    """One sentence about several differences, sorted by what their intervals support.
+
+    Args:
+        what: the differences that are meant, such as "AISP minus another method".
+        found: what each one is called -> the difference.
+    """
+    if not found:
+        return f"{what}: there is nothing to compare."
+    parts = []
+    for kind, words in VERDICTS.items():
+        of = [f"{name} ({c.signed})" for name, c in found.items() if c.verdict == kind]
+        if of:
+            parts.append(f"{words} {', '.join(of)}")
+    return f"{what} is {'; '.join(parts)}{_over(found.values())}."
+
+
+def across(by_set: Mapping[str, Contrast]) -> str:
+    """One sentence about the same difference on several sets of prompts.
+
+    Args:
+        by_set: name of the set -> the difference on it; the last one is that of all together.
+    """
+    *sets, (_, last) = by_set.items()
+    alone = "; ".join(f"{name} {c.signed}, {c.verdict}" for name, c in sets)
+    return f"{last.sentence()} Set by set: {alone}." if sets else last.sentence()
+
+
+def leader(records: "pd.DataFrame", measure: str = "reward") -> str:
+    """Which label has the highest mean, and which others its interval cannot tell from it."""
+    whole = finished(records)
+    means = whole.groupby(["label", "prompt"], sort=False)[measure].mean()
+    by_label = means.groupby("label", sort=False).mean()
+    if by_label.dropna().empty:
+        return f"No label has a {measure}."
+    best = by_label.idxmax()
+    low, high = bootstrap(means[best].dropna().sort_index().to_numpy())
+    name = {"judged": "score by the judge"}.get(measure, measure)
+    said = f"**{best}** has the highest mean {name}, {by_label[best]:.2f} [{low:.2f}, {high:.2f}]"
+    close = {x: c for x, c in contrasts(whole, best, measure).items() if c.verdict != "higher"}
+    if not close:
+        return f"{said}, and its difference from every other one is above 0."
+    listed = ", ".join(f"{x} ({c.signed})" for x, c in close.items())
+    return f"{said}; not distinguishable from it at this number of prompts: {listed}."
+
+
+def confirmed(
+    what: str, by_reward: Mapping[str, Contrast], by_judge: Mapping[str, Contrast]
+) -> str:
+    """For which differences an independent judge sees what the reward shows.
+
+    Args:
+        what: the differences that are meant, such as "AISP minus another method".
+        by_reward, by_judge: what each one is called -> the difference, under either.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name, reward in by_reward.items():
+        if reward.verdict == "undecided" or name not in by_judge:
+            continue
+        judge = by_judge[name].verdict
+        said = "confirms" if judge == reward.verdict else "contradicts"
+        kinds.setdefault("does not show" if judge == "undecided" else said, []).append(name)
+    if not kinds:
+        return f"{what}: the reward shows no difference that the judge could confirm."
+    order = [kind for kind in ("confirms", "does not show", "contradicts") if kind in kinds]
+    parts = [
+        f"{kind} {'it' if i else 'what the reward shows'} for {', '.join(kinds[kind])}"
+        for i, kind in enumerate(order)
+    ]
+    return f"{what}: the judge {'; it '.join(parts)}."
+
+
+def moved(what: str, first: float, last: float, digits: int = 2) -> str:
+    """How a number ends that began elsewhere: a description of these runs, without an interval."""
+    start, end = f"{first:,.{digits}f}", f"{last:,.{digits}f}"
+    if start == end:
+        return f"{what} begins and ends at {end}."
+    return f"{what} {'rises' if last > first else 'falls'} from {start} to {end}."
+
+
 def caution(records: "pd.DataFrame", fewest: int = 16) -> list[str]:
     """A sentence that belongs to conclusions from few prompts; empty where there are enough."""
     prompts = records["prompt"].nunique()
     if prompts >= fewest:
         return []
     return [f"With {prompts} prompt{'s' * (prompts != 1)}, **none of this is evidence**."]
+
+
+def _over(found: Iterable[Contrast]) -> str:
+    counts = sorted({c.prompts for c in found})
+    if not counts:
+        return ""
+    several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    return f" ({several} prompt{'s' * (counts[-1] != 1)})"

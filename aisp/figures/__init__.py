@@ -12,7 +12,7 @@
     figures.save(figures.reward_curves(records), "mine", profile="cpu", source=path)
 """
 
-from aisp.figures.ablations import ablation, over_optimization
+from aisp.figures.ablations import ablation, dials, over_optimization
 from aisp.figures.base import COLUMN, METHODS, PAGE, looks, save, style
 from aisp.figures.curves import histories, main_results, reward_curves
 from aisp.figures.means import (
@@ -29,6 +29,7 @@ __all__ = [
     "PAGE",
     "ablation",
     "deferral",
+    "dials",
     "histories",
     "looks",
     "main_results",

@@ -62,39 +62,91 @@ def _with_bars(
 
 @labeled
 def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
-    """What more samples buy: optimized reward and judge against surprisal, and against each other.
+    """What more samples buy: optimized reward, independent judge and surprisal, by samples used.
 
-    One line per label, from its smallest budget (open circle) to its largest (square): means over
-    prompts, with bootstrap 95% bars.
+    One line per label: means over prompts, with bootstrap 95% bars. If the judge levels off or
+    falls while the reward rises, the search over-optimizes the reward.
 
     Args:
         table: from `aisp.experiment.ablations.by_budget`.
     """
     import matplotlib.pyplot as plt
 
-    kl = "surprisal of the response (nats)"
-    panels = [
-        ("surprisal", "reward", kl, "optimized reward"),
-        ("surprisal", "judged", kl, "independent judge"),
-        ("reward", "judged", "optimized reward", "independent judge"),
-    ]
+    panels = {
+        "reward": "optimized reward",
+        "judged": "independent judge",
+        "surprisal": "surprisal of the response (nats)",
+    }
     fig, axes = plt.subplots(1, 3, figsize=(PAGE, 0.36 * PAGE))
-    for ax, (across, up, xlabel, ylabel) in zip(axes, panels, strict=True):
-        for i, (label, group) in enumerate(table.groupby("label", sort=False)):
-            means = group.groupby(["samples", "prompt"])[[across, up]].mean()
-            x, y = (means[c].groupby("samples").mean() for c in (across, up))
-            band = [bootstrap(v, draws=draws) for _, v in means[up].groupby("samples")]
-            bars = np.abs(np.array(band).T - y.to_numpy())
-            color = f"C{i}"
-            ax.errorbar(x, y, bars, marker="o", ms=3, color=color, label=label, elinewidth=0.7)
-            ax.plot(x.iloc[0], y.iloc[0], "o", ms=5, color=color, mfc="white", zorder=3)
-            ax.plot(x.iloc[-1], y.iloc[-1], "s", ms=6, color=color, zorder=3)
-        ax.set(xlabel=xlabel, ylabel=ylabel)
-    prompts = table["prompt"].nunique()
-    few, many = table["samples"].min(), table["samples"].max()
-    title = f"means of {prompts} prompts, 95% bootstrap bars; from {few} (open) to {many} samples"
-    title += " (square), doubled from point to point"
-    fig.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title=title
+    sizes = sorted(table["samples"].unique())
+    labels = list(dict.fromkeys(table["label"]))
+    for ax, (column, name) in zip(axes, panels.items(), strict=True):
+        for i, label in enumerate(labels):
+            by_prompt = table[table["label"] == label].groupby(["samples", "prompt"])[column].mean()
+            mean = by_prompt.groupby("samples").mean()
+            band = [bootstrap(v, draws=draws) for _, v in by_prompt.groupby("samples")]
+            bars = np.abs(np.array(band).T - mean.to_numpy())
+            x = mean.index * 2 ** (0.12 * (i - (len(labels) - 1) / 2))  # side by side
+            ax.errorbar(x, mean, bars, fmt="osD^"[i % 4] + "-", ms=3, color=f"C{i}", label=label)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(sizes, sizes)
+        ax.minorticks_off()
+        ax.set(xlabel="samples used per prompt")
+        ax.set_title(name, loc="left")
+    title = f"means of {table['prompt'].nunique()} prompts, 95% bootstrap bars"
+    handles = axes[0].get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower center", ncols=3, title=title)
+    return fig
+
+
+@labeled
+def dials(effects: "pd.DataFrame") -> "Figure":
+    """All dials at one glance, on one axis of reward: one column per dial, one row per difference.
+
+    Top: AISP at a setting minus AISP at the standard setting, whose name is bold. Bottom: AISP
+    minus noise only at the same setting. Filled where the 95% interval excludes 0.
+
+    Args:
+        effects: from `aisp.experiment.dials.effects`.
+    """
+    import matplotlib.pyplot as plt
+
+    titles = {"change": "AISP minus AISP\nat the standard", "adaptation": "AISP minus\nnoise only"}
+    columns = list(dict.fromkeys(effects["dial"]))
+    settings = {x: effects[effects["dial"] == x].drop_duplicates("setting") for x in columns}
+    size = {"width_ratios": [len(of) + 1 for of in settings.values()]}
+    fig, axes = plt.subplots(
+        2, len(columns), figsize=(PAGE, 0.58 * PAGE), sharey=True, sharex="col", gridspec_kw=size
+    )
+    for column, (dial, names) in zip(axes.reshape(2, -1).T, settings.items(), strict=True):
+        place = {name: i for i, name in enumerate(names["setting"])}
+        for ax, kind in zip(column, titles, strict=True):
+            ax.axhline(0, color="0.7", linewidth=0.8)
+            rows = effects[(effects["dial"] == dial) & (effects["kind"] == kind)]
+            for one in rows[rows["verdict"].notna()].itertuples():
+                bars = [[one.difference - one.low], [one.high - one.difference]]
+                face = "white" if one.verdict == "undecided" else "C0"
+                x = place[one.setting]
+                ax.errorbar(x, one.difference, bars, fmt="o", ms=4, capsize=2, color="C0", mfc=face)
+        column[0].set_title(_folded(names["axis"].iloc[0]), fontsize=7)
+        column[1].set_xticks(range(len(place)), place, rotation=60)
+        column[1].set_xlim(-0.6, len(place) - 0.4)
+        for tick, standard in zip(column[1].get_xticklabels(), names["standard"], strict=True):
+            tick.set_fontweight("bold" if standard else "normal")
+    for ax, title in zip(axes.reshape(2, -1)[:, 0], titles.values(), strict=True):
+        ax.set_ylabel(title)
+    prompts = effects["prompts"].max()
+    fig.supxlabel(
+        f"paired over {prompts:.0f} prompts, 95% bootstrap; filled: the interval excludes 0; "
+        "bold: the standard setting",
+        fontsize=7,
     )
     return fig
+
+
+def _folded(title: str) -> str:
+    """A title in lines short enough for a narrow panel."""
+    import textwrap
+
+    parts = title.replace(" (", "\n(").splitlines()
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, 18))

@@ -1,13 +1,13 @@
 """Which figure is made from which records: all of them can be drawn again without a model."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp import figures
-from aisp.experiment import ablations, load, main_results, summary
+from aisp.experiment import ablations, dials, load, main_results, summary
 from aisp.provenance import file_sha256
 
 if TYPE_CHECKING:
@@ -58,14 +58,27 @@ def _main(figure: Callable[..., "Figure"], records: "pd.DataFrame", **options: A
 
 
 def _ablation(name: str, records: "pd.DataFrame") -> "Figure":
-    """Of notebook 07."""
+    """Of notebook 07: one dial."""
+    records, questions = _questions(records, (name,))
+    return figures.ablation(ablations.answers(records, questions[name]), questions[name].axis)
+
+
+def _dials(records: "pd.DataFrame") -> "Figure":
+    """Of notebook 07: all dials."""
+    return figures.dials(dials.effects(*_questions(records, dials.DIALS)))
+
+
+def _questions(
+    records: "pd.DataFrame", names: Sequence[str]
+) -> tuple["pd.DataFrame", dict[str, ablations.Question]]:
+    """Records with the first parts of the long runs, and the questions, whose runs must be there."""
     questions, kappa = ablations.questions_of(records)
     records = ablations.with_first_parts(records, questions, kappa)
-    question, there = questions[name], set(records["label"])
-    absent = [label for label in question.labels if label not in there]
+    there = set(records["label"])
+    absent = [label for name in names for label in questions[name].labels if label not in there]
     if absent:
         raise ValueError(f"no records of {', '.join(absent)}; notebook 07 was not run to its end")
-    return figures.ablation(ablations.answers(records, question), question.axis)
+    return records, questions
 
 
 def _recipes() -> dict[str, Recipe]:
@@ -85,6 +98,7 @@ def _recipes() -> dict[str, Recipe]:
             "05_proxy_deferral", ("proxy_deferral.jsonl",), _deferral_without_windows
         ),
     }
+    recipes["ablation_dials"] = Recipe("07_ablations", ("ablations.jsonl",), _dials)
     for name in ("sigma", "lam", "split", "decoding", "alpha", "tau", "drift"):
         make = partial(_ablation, name)
         recipes[f"ablation_{name}"] = Recipe("07_ablations", ("ablations.jsonl",), make)
