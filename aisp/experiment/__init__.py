@@ -7,6 +7,8 @@
 - `reuse`: starting a file with what other notebooks computed under the same settings;
 - `reading`: a file of records to a table of them; `text`: what is safe to store and to print;
 - `tables`: records to means with intervals, differences and printed tables;
+- `answers`: the answers themselves, side by side and as examples chosen by a rule;
+- `findings`: what tables support, in words;
 - `measures`: diversity, coherence and more of the responses in records;
 - `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
