@@ -4,7 +4,9 @@ A rule, never an eye, chooses what is shown: every prompt in its order, the fewe
 coherent with its prompt.
 """
 
-from collections.abc import Sequence
+import html
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aisp import display
@@ -109,3 +111,49 @@ def split_gap(answers: "pd.DataFrame", column: str, first: str, second: str) -> 
     means = answers.groupby(["prompt", column])["reward"].mean().unstack()
     means = means.reindex(columns=[True, False])
     return gap(means[True] - means[False], first, second)
+
+
+def marked(texts: Mapping[str, str], pattern: str) -> Any:
+    """Texts with what a regular expression finds in them in bold, as HTML, so that it can be counted.
+
+    Args:
+        texts: what each one is called -> the text.
+        pattern: matched as it is, upper and lower case alike.
+    """
+    from IPython.display import HTML
+
+    shown = []
+    for name, text in texts.items():
+        parts, end = [], 0
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            parts += [html.escape(text[end : match.start()]), f"<b>{html.escape(match[0])}</b>"]
+            end = match.end()
+        parts.append(html.escape(text[end:]))
+        shown.append(f"<p>{html.escape(name)}:<br>{''.join(parts)}</p>")
+    return HTML("\n".join(shown))
+
+
+def found_late(records: "pd.DataFrame", label: str) -> str:
+    """In how many runs of a label the answer came from the second half of the iterations."""
+    late = whole = 0
+    for one in finished(records[records["label"] == label]).itertuples():
+        best = one.history["reward_best"]
+        late += best[-1] > best[(len(best) - 1) // 2]
+        whole += 1
+    return (
+        f"{label}: {late} of {whole} answers were found in the second half of the iterations, the "
+        "others before."
+    )
+
+
+def first_and_last(records: "pd.DataFrame", label: str, column: str = "reward_mean") -> Contrast:
+    """The last iteration minus the first one, in a column of the history, over prompts.
+
+    Args:
+        label: whose runs.
+        column: such as "reward_mean", the mean over the samples of an iteration.
+    """
+    own = finished(records[records["label"] == label])
+    change = [h[column][-1] - h[column][0] for h in own["history"]]
+    by_prompt = own.assign(change=change).groupby("prompt")["change"].mean()
+    return gap(by_prompt, "the last iteration", "the first")

@@ -100,3 +100,33 @@ def test_the_command_prints_answers_where_asked(tmp_path, capsys, extra):
     printed = capsys.readouterr().out
     assert ("prompt: Question 0?\n  A (2.00): No." in printed) == bool(extra)
     assert "reward [95%]" in printed
+
+
+def test_what_counts_is_bold_and_the_rest_escaped():
+    shown = answers.marked({"a<b": "Sea & <i>sky</i>, so"}, r"\bs\w+").data
+    assert shown == ("<p>a&lt;b:<br><b>Sea</b> &amp; &lt;i&gt;<b>sky</b>&lt;/i&gt;, <b>so</b></p>")
+
+
+def with_histories(*best):
+    rows = [
+        {
+            "label": "A",
+            "prompt": f"p{i}",
+            "reward": b[-1],
+            "history": {"reward_best": b, "reward_mean": [0.0, 1.0, 2.0, 0.5 + i]},
+        }
+        for i, b in enumerate(best)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_late_is_the_second_half_of_the_iterations():
+    three = with_histories([1, 1, 1, 2], [1, 1, 2, 2], [1, 2, 2, 2])
+    assert answers.found_late(three, "A").startswith("A: 2 of 3 answers were found in the second")
+    assert answers.found_late(with_histories([1]), "A").startswith("A: 0 of 1 ")
+
+
+def test_first_and_last_is_a_difference_over_prompts():
+    change = answers.first_and_last(with_histories([1, 1, 1, 2], [1, 1, 2, 2]), "A")
+    assert (change.prompts, change.difference) == (2, 1.0)
+    assert change.sentence().startswith("**the last iteration** is above the first by 1.00")
