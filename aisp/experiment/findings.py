@@ -125,60 +125,6 @@ def shown(sentences: Sequence[str | Contrast]) -> Any:
     return Markdown("\n".join(f"- {line}" for line in lines))
 
 
-def tally(contrasts: Sequence[Contrast]) -> str:
-    """How many of several intervals exclude 0, beside how many would by chance."""
-    clear = sum(c.verdict != "undecided" for c in contrasts)
-    excludes = f"{clear or 'None'} of the {len(contrasts)} intervals exclude{'s' * (clear < 2)} 0"
-    return (
-        f"{excludes}. If nothing differed, {0.05 * len(contrasts):.1f} of {len(contrasts)} such "
-        "intervals would, on average."
-    )
-
-
-def highest(values: "pd.Series", what: str) -> str:
-    """Which of several settings, in their order, has the highest value; and whether it ends the range.
-
-    Args:
-        values: setting -> value. NaN cannot be highest.
-        what: the value in words, such as "mean reward".
-    """
-    if values.isna().all():
-        return f"No setting has a {what}."
-    best = values.idxmax()
-    end = best in (values.index[0], values.index[-1]) and len(values) > 1
-    beyond = ", at the end of the range tried: still higher ones may lie beyond" if end else ""
-    return f"The highest {what} of the {len(values)} is that of **{best}**, {values[best]:.2f}{beyond}."
-
-
-def association(records: "pd.DataFrame", first: str, second: str) -> str:
-    """Whether two columns go together among the responses to one prompt.
-
-    Args:
-        records: several labels or seeds per prompt; prompts where a column does not vary drop out.
-
-    Returns:
-        A sentence with the mean over prompts of Spearman's rank correlation, decided by its
-        bootstrap 95% interval over prompts.
-    """
-    groups = finished(records).sort_values("prompt").groupby("prompt")
-    ranks = [g[[first, second]].dropna().rank() for _, g in groups]
-    varied = [r for r in ranks if len(r) > 1 and (r.std() > 0).all()]
-    values = [r[first].corr(r[second]) for r in varied]
-    if not values:
-        return f"No prompt has responses that vary in {first} and in {second}."
-    low, high = bootstrap(values)
-    words = {
-        "higher": f"the higher the {second}, the higher the {first}",
-        "lower": f"the higher the {second}, the lower the {first}",
-        "undecided": f"{first} and {second} are not distinguishable from unrelated",
-    }[verdict(low, high)]
-    mean = sum(values) / len(values)
-    return (
-        f"Among responses to one prompt, {words}: rank correlation {mean:+.2f} "
-        f"[{low:+.2f}, {high:+.2f}] ({len(values)} prompt{'s' * (len(values) != 1)})."
-    )
-
-
 def gap(differences: "pd.Series", first: str, second: str, measure: str = "reward") -> Contrast:
     """A contrast of what are differences already, first minus second, one per prompt.
 
@@ -297,3 +243,57 @@ def _over(found: Iterable[Contrast]) -> str:
         return ""
     several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     return f" ({several} prompt{'s' * (counts[-1] != 1)})"
+
+
+def tally(contrasts: Sequence[Contrast]) -> str:
+    """How many of several intervals exclude 0, beside how many would by chance."""
+    clear = sum(c.verdict != "undecided" for c in contrasts)
+    excludes = f"{clear or 'None'} of the {len(contrasts)} intervals exclude{'s' * (clear < 2)} 0"
+    return (
+        f"{excludes}. If nothing differed, {0.05 * len(contrasts):.1f} of {len(contrasts)} such "
+        "intervals would, on average."
+    )
+
+
+def highest(values: "pd.Series", what: str) -> str:
+    """Which of several settings, in their order, has the highest value; and whether it ends the range.
+
+    Args:
+        values: setting -> value. NaN cannot be highest.
+        what: the value in words, such as "mean reward".
+    """
+    if values.isna().all():
+        return f"No setting has a {what}."
+    best = values.idxmax()
+    end = best in (values.index[0], values.index[-1]) and len(values) > 1
+    beyond = ", at the end of the range tried: still higher ones may lie beyond" if end else ""
+    return f"The highest {what} of the {len(values)} is that of **{best}**, {values[best]:.2f}{beyond}."
+
+
+def association(records: "pd.DataFrame", first: str, second: str) -> str:
+    """Whether two columns go together among the responses to one prompt.
+
+    Args:
+        records: several labels or seeds per prompt; prompts where a column does not vary drop out.
+
+    Returns:
+        A sentence with the mean over prompts of Spearman's rank correlation, decided by its
+        bootstrap 95% interval over prompts.
+    """
+    groups = finished(records).sort_values("prompt").groupby("prompt")
+    ranks = [g[[first, second]].dropna().rank() for _, g in groups]
+    varied = [r for r in ranks if len(r) > 1 and (r.std() > 0).all()]
+    values = [r[first].corr(r[second]) for r in varied]
+    if not values:
+        return f"No prompt has responses that vary in {first} and in {second}."
+    low, high = bootstrap(values)
+    words = {
+        "higher": f"the higher the {second}, the higher the {first}",
+        "lower": f"the higher the {second}, the lower the {first}",
+        "undecided": f"{first} and {second} are not distinguishable from unrelated",
+    }[verdict(low, high)]
+    mean = sum(values) / len(values)
+    return (
+        f"Among responses to one prompt, {words}: rank correlation {mean:+.2f} "
+        f"[{low:+.2f}, {high:+.2f}] ({len(values)} prompt{'s' * (len(values) != 1)})."
+    )

@@ -4,7 +4,7 @@
   which data, code and parameters the figure was made;
 - `curves`: reward against samples used, and columns of the history, by iteration;
 - `means`: means with intervals over prompts, by label, by setting and prompt by prompt;
-- `ablations`, `speed`: the figures of notebooks 07 and 08;
+- `ablations`, `speed`, `theory`: the figures of notebooks 07, 08 and 01;
 - `gallery`: which figure is made from which records (not imported here: `aisp.figures.gallery`).
 
     from aisp import figures
@@ -22,6 +22,17 @@ from aisp.figures.means import (
     reward_guided,
 )
 from aisp.figures.speed import runtime, runtime_scaling
+from aisp.figures.theory import (
+    theory_alpha,
+    theory_flow,
+    theory_free_energy,
+    theory_gaussianity,
+    theory_iteration,
+    theory_kl,
+    theory_n_vs_kappa,
+    theory_noise_temperature,
+    theory_snis_bias,
+)
 
 __all__ = [
     "COLUMN",
@@ -42,4 +53,13 @@ __all__ = [
     "runtime_scaling",
     "save",
     "style",
+    "theory_alpha",
+    "theory_flow",
+    "theory_free_energy",
+    "theory_gaussianity",
+    "theory_iteration",
+    "theory_kl",
+    "theory_n_vs_kappa",
+    "theory_noise_temperature",
+    "theory_snis_bias",
 ]

@@ -79,15 +79,16 @@ def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     }
     fig, axes = plt.subplots(1, 3, figsize=(PAGE, 0.36 * PAGE))
     sizes = sorted(table["samples"].unique())
-    labels = list(dict.fromkeys(table["label"]))
+    labels = looks(table["label"])
     for ax, (column, name) in zip(axes, panels.items(), strict=True):
-        for i, label in enumerate(labels):
+        for i, (label, look) in enumerate(labels.items()):
             by_prompt = table[table["label"] == label].groupby(["samples", "prompt"])[column].mean()
             mean = by_prompt.groupby("samples").mean()
             band = [bootstrap(v, draws=draws) for _, v in by_prompt.groupby("samples")]
             bars = np.abs(np.array(band).T - mean.to_numpy())
             x = mean.index * 2 ** (0.12 * (i - (len(labels) - 1) / 2))  # side by side
-            ax.errorbar(x, mean, bars, fmt="osD^"[i % 4] + "-", ms=3, color=f"C{i}", label=label)
+            signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+            ax.errorbar(x, mean, bars, ms=3, label=label, **signs)
         ax.set_xscale("log", base=2)
         ax.set_xticks(sizes, sizes)
         ax.minorticks_off()

@@ -120,15 +120,20 @@ def save(
         inside = path.is_relative_to(checkout())
         record["source"] = str(path.relative_to(checkout())) if inside else path.name
         record["source_sha256"] = file_sha256(path)
-    # No creation date inside: the same data gives the same file.
-    png = io.BytesIO()
-    fig.savefig(png, format="png", metadata={"Software": None})
-    if all(path.exists() for path in paths) and _drawn(paths, png.getvalue(), record):
+    png = picture(fig)
+    if all(path.exists() for path in paths) and _drawn(paths, png, record):
         return paths
     fig.savefig(paths[0], metadata={"CreationDate": None, "ModDate": None})
-    paths[1].write_bytes(png.getvalue())
+    paths[1].write_bytes(png)
     paths[2].write_text(json.dumps(record | git_state(), indent=1, sort_keys=True) + "\n")
     return paths
+
+
+def picture(fig: "Figure") -> bytes:
+    """The figure as the PNG that `save` writes: the same data give the same bytes, without a date."""
+    png = io.BytesIO()
+    fig.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
 
 
 def _drawn(paths: Sequence[Path], png: bytes, record: dict[str, Any]) -> bool:

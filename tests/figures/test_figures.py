@@ -105,6 +105,7 @@ def test_runtime_draws_speeds_with_the_range_of_their_repeats():
     whole = pd.DataFrame([{"name": "AISP", "seconds": 3.0, "low": 2.0, "high": 5.0}])
     axis = {"axis": "prompts", "value": 1, "tokens_per_second": 10.0, "low": 8.0, "high": 11.0}
     tables = {"generate": generate, "whole runs": whole, "scaling": pd.DataFrame([axis])}
+    tables["base"] = pd.DataFrame([{"prompts": 1}])
     left, right = figures.runtime(tables).axes
     for drawn in left.containers:
         assert drawn.lines[0].get_xydata().tolist() == [[16, 100]]
@@ -113,6 +114,19 @@ def test_runtime_draws_speeds_with_the_range_of_their_repeats():
     (scaling,) = figures.runtime_scaling(tables).axes
     (segment,) = scaling.containers[0].lines[2][0].get_segments()
     assert segment.tolist() == [[1, 8], [1, 11]] and scaling.get_xlabel() == "prompts"
+
+
+def test_timings_of_the_same_case_are_marked_with_their_range():
+    rows = [("prompts", 1, 10.0), ("prompts", 2, 15.0), ("tokens", 4, 12.0), ("tokens", 8, 9.0)]
+    scaling = pd.DataFrame(
+        [{"axis": a, "value": v, "tokens_per_second": s, "low": s, "high": s} for a, v, s in rows]
+    )
+    base = pd.DataFrame([{"prompts": 1, "tokens": 4}])
+    axes = figures.runtime_scaling({"scaling": scaling, "base": base}).axes
+    for ax, case in zip(axes, ([1, 10], [4, 12]), strict=True):
+        (circle,) = [x for x in ax.lines if x.get_markersize() == 7]
+        assert circle.get_xydata().tolist() == [case]
+        assert ax.patches[0].get_height() == 2 and ax.patches[0].get_y() == 10
 
 
 def test_more_labels_than_colors_and_runs_of_unequal_length_are_all_drawn():
