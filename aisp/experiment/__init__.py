@@ -21,7 +21,14 @@ from aisp.experiment.profiles import PROFILES, records_path, settings
 from aisp.experiment.records import run
 from aisp.experiment.reuse import take_over
 from aisp.experiment.store.reading import load, stored_dtype
-from aisp.experiment.tables import comparison, paired, summary, table, with_histories
+from aisp.experiment.tables import (
+    comparison,
+    paired,
+    paired_by_iteration,
+    summary,
+    table,
+    with_histories,
+)
 from aisp.intervals import bootstrap
 
 __all__ = [
@@ -30,6 +37,7 @@ __all__ = [
     "comparison",
     "load",
     "paired",
+    "paired_by_iteration",
     "records_path",
     "run",
     "settings",

@@ -24,7 +24,7 @@ REFUSAL = (
 
 
 def gallery(records: "pd.DataFrame", labels: Sequence[str] | None = None) -> Any:
-    """Every prompt in its order, with the answers of the labels and their rewards, as HTML.
+    """Every prompt, by its name, with the answers of the labels and their rewards, as HTML.
 
     Args:
         records: of built-in prompts, whose texts records hold; of several seeds, the first is shown.
@@ -57,7 +57,7 @@ def _by_prompt(
     whole = finished(records)
     whole = whole[whole["label"].isin(labels)].drop_duplicates(["label", "prompt"])
     found = []
-    for name, group in whole.groupby("prompt", sort=False):
+    for name, group in whole.groupby("prompt"):
         text = group["prompt_text"].iloc[0]
         rows = {one.label: (one.response, one.reward) for one in group.itertuples()}
         ordered = {label: rows[label] for label in labels if label in rows}
