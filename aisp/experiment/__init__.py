@@ -7,6 +7,8 @@
 - `reuse`: starting a file with what other notebooks computed under the same settings;
 - `reading`: a file of records to a table of them; `text`: what is safe to store and to print;
 - `tables`: records to means with intervals, differences and printed tables;
+- `answers`: the answers themselves, side by side and as examples chosen by a rule;
+- `findings`: what tables support, in words;
 - `measures`: diversity, coherence and more of the responses in records;
 - `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
@@ -19,7 +21,14 @@ from aisp.experiment.profiles import PROFILES, records_path, settings
 from aisp.experiment.records import run
 from aisp.experiment.reuse import take_over
 from aisp.experiment.store.reading import load, stored_dtype
-from aisp.experiment.tables import comparison, paired, summary, table, with_histories
+from aisp.experiment.tables import (
+    comparison,
+    paired,
+    paired_by_iteration,
+    summary,
+    table,
+    with_histories,
+)
 from aisp.intervals import bootstrap
 
 __all__ = [
@@ -28,6 +37,7 @@ __all__ = [
     "comparison",
     "load",
     "paired",
+    "paired_by_iteration",
     "records_path",
     "run",
     "settings",
