@@ -91,3 +91,29 @@ def rewards_by_sample(rewards: Sequence[float], iterations: Sequence[int], title
 
 def _higher(best: float, new: float) -> float:
     return new if math.isnan(best) or new > best else best
+
+
+def side_by_side(
+    labels: Sequence[str], rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]
+) -> str:
+    """Answers of several methods beside each other, as HTML.
+
+    Args:
+        labels: of the columns after the first, which holds the prompt.
+        rows: (prompt, one (response, reward) per label); a NaN reward marks a missing one.
+    """
+    cell = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
+    width = f"width:{100 / (len(labels) + 1):.0f}%"
+    head = "".join(f'<th style="{cell};{width}">{html.escape(x)}</th>' for x in ("prompt", *labels))
+    body = ""
+    for prompt, answers in rows:
+        shown = [html.escape(prompt)]
+        for response, reward in answers:
+            missing = math.isnan(reward)
+            text = "(none)" if missing else f"<b>{reward:.2f}</b>\n{html.escape(response.strip())}"
+            shown.append(text)
+        body += "<tr>" + "".join(f'<td style="{cell}">{text}</td>' for text in shown) + "</tr>\n"
+    return (
+        '<table style="table-layout:fixed;width:100%">'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+    )

@@ -5,7 +5,9 @@
   many prompts it decodes at once;
 - `identity`: what tells records apart; `store`: their file, locked and never lost, and reading it;
 - `reuse`: starting a file with what other notebooks computed under the same settings;
-- `tables`: records to means with intervals, differences and printed tables; `findings`: to sentences;
+- `tables`: records to means with intervals, differences and printed tables;
+- `answers`: the answers themselves, side by side and as examples chosen by a rule;
+- `findings`: what tables support, in words;
 - `measures`: diversity, coherence and more of the responses in records;
 - `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
@@ -20,7 +22,14 @@ from aisp.experiment.profiles import PROFILES, records_path, settings
 from aisp.experiment.records import run
 from aisp.experiment.reuse import take_over
 from aisp.experiment.store.reading import load, stored_dtype
-from aisp.experiment.tables import comparison, paired, summary, table, with_histories
+from aisp.experiment.tables import (
+    comparison,
+    paired,
+    paired_by_iteration,
+    summary,
+    table,
+    with_histories,
+)
 from aisp.intervals import bootstrap
 
 __all__ = [
@@ -29,6 +38,7 @@ __all__ = [
     "comparison",
     "load",
     "paired",
+    "paired_by_iteration",
     "records_path",
     "run",
     "settings",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aisp.experiment import tables
+from aisp.experiment import answers, tables
 from aisp.experiment.store import reading
 from aisp.experiment.store.text import printable
 
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("records", type=Path)
     parser.add_argument("--format", choices=["text", "markdown", "latex"], default="text")
     parser.add_argument("--against", metavar="LABEL", help="add differences to this method")
+    parser.add_argument("--answers", action="store_true", help="print every answer as well")
     args = parser.parse_args(argv)
     try:
         records = reading.load(args.records)
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.against not in {None, *records["label"]}:
         known = ", ".join(map(printable, records["label"].unique()))
         parser.error(f"no label {args.against!r}; there are: {known}")
+    if args.answers:
+        print(answers.as_text(records) + "\n")
     print(_shown(records, args.against, args.format))
     failed = records[records["error"].notna()]
     for one in failed.itertuples():

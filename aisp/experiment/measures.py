@@ -101,6 +101,22 @@ def measured(
     return records.merge(table.drop(columns="reward"), on=keys, how="left", validate="1:1")
 
 
+def kept(records: "pd.DataFrame", path: Path) -> "pd.DataFrame | None":
+    """Records with the measures that lie beside them, without a model; None where none do.
+
+    Args:
+        records: of `path`, all or some of them.
+        path: the records file.
+    """
+    import pandas as pd
+
+    beside = path.with_suffix(".measures.csv")
+    if not beside.exists():
+        return None
+    table = pd.read_csv(beside).drop(columns="reward")
+    return records.merge(table, on=["label", "prompt", "seed"], how="left", validate="1:1")
+
+
 def computed_once(
     path: Path, sources: Sequence[Path], compute: Callable[[], "pd.DataFrame"], **settings: Any
 ) -> "pd.DataFrame":

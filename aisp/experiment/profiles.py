@@ -24,14 +24,18 @@ def settings(profile: str, **overrides: Any) -> dict[str, Any]:
     return PROFILES[profile] | {k: v for k, v in overrides.items() if v is not None}
 
 
-def records_path(name: str, profile: str) -> Path:
+def records_path(name: str, profile: str, folder: str | Path | None = None) -> Path:
     """Where an experiment's records lie: data/results/<profile>/<name>.jsonl in the checkout.
+
+    Args:
+        folder: another one for them; None is data/results/<profile>.
 
     Raises:
         ValueError: an unknown profile, or a name that is no plain file name.
     """
     settings(profile)
-    return checkout() / "data" / "results" / profile / f"{file_name(name)}.jsonl"
+    place = Path(folder) if folder else checkout() / "data" / "results" / profile
+    return place / f"{file_name(name)}.jsonl"
 
 
 def file_name(name: Any) -> str:

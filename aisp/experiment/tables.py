@@ -136,6 +136,28 @@ def paired(
     }
 
 
+def paired_by_iteration(records: "pd.DataFrame", first: str, second: str) -> "pd.DataFrame":
+    """`paired`, had the runs stopped after their first, second, ... iteration.
+
+    Args:
+        records: whose labels share n; runs of fewer iterations keep their last best reward.
+
+    Returns:
+        One row per iteration: samples, difference, low, high.
+    """
+    import pandas as pd
+
+    two = finished(records[records["label"].isin([first, second])])
+    longest = max((len(h["reward_best"]) for h in two["history"]), default=0)
+    rows = []
+    for i in range(longest):
+        so_far = [h["reward_best"][: i + 1][-1] for h in two["history"]]
+        found = paired(two.assign(reward=so_far), first, second)
+        samples = (i + 1) * two["config"].iloc[0]["n"]
+        rows.append({"samples": samples} | {k: found[k] for k in ("difference", "low", "high")})
+    return pd.DataFrame(rows)
+
+
 def comparison(records: "pd.DataFrame", labels: Sequence[str]) -> "pd.DataFrame":
     """One row per prompt: its text, the reward of each label, samples and seconds of all.
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from aisp.experiment.measures import computed_once
+from aisp.experiment.measures import computed_once, kept
 
 
 def test_a_table_is_computed_again_only_where_it_could_differ(tmp_path):
@@ -30,3 +30,13 @@ def test_a_table_is_computed_again_only_where_it_could_differ(tmp_path):
         "a.measures.csv",
         "a.measures.csv.json",
     ]
+
+
+def test_kept_measures_are_read_without_a_model_and_none_where_there_are_none(tmp_path):
+    records = pd.DataFrame([{"label": "A", "prompt": "p", "seed": 0, "reward": 1.0}])
+    path = tmp_path / "mine.jsonl"
+    assert kept(records, path) is None
+    beside = "label,prompt,seed,reward,coherence\nA,p,0,1.0,0.25\nB,p,0,1.0,0.5\n"
+    path.with_suffix(".measures.csv").write_text(beside)
+    found = kept(records, path)
+    assert found["coherence"].tolist() == [0.25] and list(found["reward"]) == [1.0]

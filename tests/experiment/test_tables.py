@@ -175,3 +175,20 @@ def test_columns_of_histories_become_columns_of_the_records():
     assert list(found) == ["label", "history"]
     assert table["single"][:2].tolist() == [1.5, 5.0] and table["edit"][0] == 4.0
     assert table["edit"][1:].isna().all() and np.isnan(table["single"][2])
+
+
+def test_a_gap_by_iteration_is_that_of_runs_that_stopped_there():
+    rows = [
+        {
+            "label": label,
+            "prompt": f"p{i}",
+            "reward": best[-1],
+            "config": {"n": 4},
+            "history": {"reward_best": best},
+        }
+        for i in range(3)
+        for label, best in (("A", [0.0, 2.0, 3.0]), ("B", [1.0, 1.0]))
+    ]
+    found = tables.paired_by_iteration(pd.DataFrame(rows), "A", "B")
+    assert found["samples"].tolist() == [4, 8, 12]
+    assert found["difference"].tolist() == [-1.0, 1.0, 2.0] == found["low"].tolist()

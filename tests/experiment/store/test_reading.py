@@ -155,3 +155,8 @@ def test_the_dtype_of_records_is_that_of_their_runs(fake, tmp_path):
     assert experiment.stored_dtype(path) is None
     # records from before each said what it was made with: the run tells
     assert experiment.stored_dtype(experiment.records_path("reward_guided", "cpu")) == "bfloat16"
+
+
+def test_records_may_lie_in_a_folder_of_their_own(tmp_path):
+    assert experiment.records_path("x", "cpu", tmp_path) == tmp_path / "x.jsonl"
+    assert experiment.records_path("x", "cpu", None) == experiment.records_path("x", "cpu")
