@@ -42,15 +42,15 @@ $(STAMP): requirements.txt pyproject.toml | $(PY)
 	$(PY) -m pip install --no-deps -e .
 	@touch $@
 
-run: setup ## execute the quickstart notebook and print its results (PROFILE=smoke, cpu or gpu)
-	@mkdir -p outputs
-	$(PAPERMILL) notebooks/00_quickstart.ipynb outputs/00_quickstart.ipynb -p profile "$(PROFILE)"
+run: setup ## compute the quickstart anew into outputs/ and print answers and table (PROFILE=smoke, cpu or gpu)
+	@rm -rf outputs/quickstart && mkdir -p outputs
+	$(PAPERMILL) notebooks/00_quickstart.ipynb outputs/00_quickstart.ipynb -p profile "$(PROFILE)" -p folder outputs/quickstart
 	@echo
-	@$(PY) -m aisp.experiment show "data/results/$(PROFILE)/quickstart.jsonl"
+	@$(PY) -m aisp.experiment show outputs/quickstart/quickstart.jsonl --answers --against best-of-n
 	@echo
 	@echo "executed notebook: outputs/00_quickstart.ipynb"
-	@echo "records:           data/results/$(PROFILE)/quickstart.jsonl"
-	@echo "figure:            figures/$(if $(filter smoke,$(PROFILE)),smoke/)quickstart.png (and .pdf, .json)"
+	@echo "records:           outputs/quickstart/quickstart.jsonl"
+	@echo "figure:            outputs/quickstart/$(if $(filter smoke,$(PROFILE)),smoke/)quickstart.png (and .pdf, .json)"
 
 # The file is read once before anything runs: what is wrong in it is said at once, and not by a kernel.
 experiment: params-given setup ## execute 06_main_results and print its table: PARAMS=notebooks/params/cpu.yaml
