@@ -110,3 +110,40 @@ def test_leads_and_rises_along_the_budget():
     assert shown.index.tolist() == [16, 128, 512]
     assert shown["AISP minus", "best-of-n"].tolist()[1] == "+1.00 [+1.00, +1.00]"
     assert shown["judge", AISP].tolist()[2] == "-1.50"
+
+
+def test_what_the_judge_sees_of_a_rise_is_said():
+    table = by_budget()
+    words = dials.over_optimized(table, "best-of-n", 128, 512)
+    assert words.startswith(
+        "**best-of-n** from 128 to 512 samples: the reward rises while the judge"
+    )
+    assert "+1.50 [+1.50, +1.50], judge -1.50" in words
+    assert "the reward shows no rise" in dials.over_optimized(table, AISP, 128, 512)
+    up = dials.over_optimized(table.assign(judged=table["reward"]), AISP, 16, 512)
+    assert "samples: both rise (reward +2.00" in up
+
+
+def test_the_drift_of_a_run_is_described():
+    words = dials.drifted(dials.along(records(), "a"))
+    assert words[0] == (
+        "The effective sample size, from the second iteration to the last (of 3), rises from 2.0 to "
+        "3.0."
+    )
+    assert words[3] == (
+        "The mean reward of the samples falls from 0.50 to 0.30. It is highest in iteration 1 (0.50)."
+    )
+
+
+def test_controls_of_the_decoding_and_of_the_long_runs():
+    settings = {
+        "greedy": {AISP: "a", NOISE: "b", "best-of-n": "d"},
+        "top-p 0.9": {"best-of-n": "d"},
+        f"T = {ablations.TEMPERATURE:g}": {"best-of-n": "e"},
+    }
+    question, found = Question("x", settings, "greedy"), records(a=1, b=2, e=0.01)
+    cool, noise = dials.cooler(found, question)
+    assert cool[:2] == ("e", "best-of-n, top-p 0.9") and cool.verdict == "undecided"
+    assert noise[:2] == ("noise only, greedy", "e") and noise.verdict == "higher"
+    (lead,) = dials.over_best_of_n(found, question).values()
+    assert lead[:2] == (AISP, "best-of-n") and lead.verdict == "higher"
