@@ -10,7 +10,9 @@
 - `measures`: diversity, coherence and more of the responses in records;
 - `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
-- `bench`: how fast the engine is (notebook 08, `make bench`), with the clock of `timing`.
+- `prelogits`: real pre-logits, measured once for notebook 01;
+- `bench`: how fast the engine is (`make bench`), with the clock of `timing`; `runtime`: its measurements
+  in one file, and in sentences (notebook 08).
 
     python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
 """

@@ -1,5 +1,6 @@
 """The main comparison on all of its sets of prompts: their records, and findings over all of them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,4 +48,33 @@ def by_set(
         name: contrast(records, first, second, measure)
         for name, records in found.items()
         if {first, second} <= set(records["label"]) and measure in records
+    }
+
+
+def differences(
+    found: "dict[str, pd.DataFrame]", pairs: Iterable[tuple[str, str]], measure: str = "reward"
+) -> "pd.DataFrame":
+    """One row per pair of labels, one column per set: the mean difference with its interval, as text.
+
+    Pairs that no set has are left out; a set that lacks one of the two has an empty cell.
+    """
+    import pandas as pd
+
+    rows = {
+        f"{first} minus {second}": {name: c.signed for name, c in of.items()}
+        for first, second in pairs
+        if (of := by_set(found, first, second, measure))
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(found)).fillna("")
+
+
+def by_pair(
+    records: "pd.DataFrame", pairs: Iterable[tuple[str, str]], measure: str = "reward"
+) -> dict[str, Contrast]:
+    """The differences of one set, as `findings.grouped` takes them: those pairs that it has."""
+    there = set(records["label"]) if measure in records else set()
+    return {
+        f"{first} minus {second}": contrast(records, first, second, measure)
+        for first, second in pairs
+        if {first, second} <= there
     }

@@ -4,7 +4,7 @@
   which data, code and parameters the figure was made;
 - `curves`: reward against samples used, and columns of the history, by iteration;
 - `means`: means with intervals over prompts, by label, by setting and prompt by prompt;
-- `ablations`, `speed`: the figures of notebooks 07 and 08;
+- `ablations`, `speed`, `theory`: the figures of notebooks 07, 08 and 01;
 - `gallery`: which figure is made from which records (not imported here: `aisp.figures.gallery`).
 
     from aisp import figures
@@ -13,7 +13,7 @@
 """
 
 from aisp.figures.ablations import ablation, dials, over_optimization
-from aisp.figures.base import COLUMN, PAGE, save, style
+from aisp.figures.base import COLUMN, METHODS, PAGE, looks, save, style
 from aisp.figures.curves import histories, main_results, reward_curves
 from aisp.figures.means import (
     deferral,
@@ -22,14 +22,27 @@ from aisp.figures.means import (
     reward_guided,
 )
 from aisp.figures.speed import runtime, runtime_scaling
+from aisp.figures.theory import (
+    theory_alpha,
+    theory_flow,
+    theory_free_energy,
+    theory_gaussianity,
+    theory_iteration,
+    theory_kl,
+    theory_n_vs_kappa,
+    theory_noise_temperature,
+    theory_snis_bias,
+)
 
 __all__ = [
     "COLUMN",
+    "METHODS",
     "PAGE",
     "ablation",
     "deferral",
     "dials",
     "histories",
+    "looks",
     "main_results",
     "over_optimization",
     "paired_differences",
@@ -40,4 +53,13 @@ __all__ = [
     "runtime_scaling",
     "save",
     "style",
+    "theory_alpha",
+    "theory_flow",
+    "theory_free_energy",
+    "theory_gaussianity",
+    "theory_iteration",
+    "theory_kl",
+    "theory_n_vs_kappa",
+    "theory_noise_temperature",
+    "theory_snis_bias",
 ]

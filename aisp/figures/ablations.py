@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aisp.figures.base import PAGE, labeled
+from aisp.figures.base import PAGE, Look, labeled, looks
 from aisp.intervals import bootstrap
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ def ablation(answers: "pd.DataFrame", axis: str) -> "Figure":
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 0.36 * PAGE))
     x = np.arange(len(answers))
     series = [c.removesuffix(" low") for c in answers.columns if c.endswith(" low")]
-    for i, name in enumerate(series):
+    for i, (name, look) in enumerate(looks(series).items()):
         shift = 0.12 * (i - (len(series) - 1) / 2)
         columns = (name, f"{name} low", f"{name} high")
-        _with_bars(left, x + shift, answers, columns, f"C{i}", name)
+        _with_bars(left, x + shift, answers, columns, look, name)
     left.set_ylabel("best reward")
     left.set_title("means, 95% bootstrap intervals", loc="left", fontsize=7)
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     right.axhline(0, color="0.7", linewidth=0.8)
-    _with_bars(right, x, answers, ("difference", "low", "high"), "C0")
+    _with_bars(right, x, answers, ("difference", "low", "high"), looks(["AISP"])["AISP"])
     right.set_ylabel("AISP minus noise only")
     prompts = answers["prompts"].max()
     right.set_title(f"paired over {prompts:.0f} prompts, 95% bootstrap", loc="left", fontsize=7)
@@ -50,13 +50,14 @@ def _with_bars(
     x: np.ndarray,
     table: "pd.DataFrame",
     columns: tuple[str, str, str],
-    color: str,
+    look: Look,
     label: str | None = None,
 ) -> None:
     """Means with bars from the columns (mean, low, high) of a table."""
     middle, low, high = columns
     bars = [table[middle] - table[low], table[high] - table[middle]]
-    ax.errorbar(x, table[middle], yerr=bars, fmt="o", ms=4, capsize=2, color=color, label=label)
+    signs = {"color": look.color, "marker": look.marker, "linestyle": "none"}
+    ax.errorbar(x, table[middle], yerr=bars, ms=4, capsize=2, label=label, **signs)
 
 
 @labeled
@@ -78,15 +79,16 @@ def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     }
     fig, axes = plt.subplots(1, 3, figsize=(PAGE, 0.36 * PAGE))
     sizes = sorted(table["samples"].unique())
-    labels = list(dict.fromkeys(table["label"]))
+    labels = looks(table["label"])
     for ax, (column, name) in zip(axes, panels.items(), strict=True):
-        for i, label in enumerate(labels):
+        for i, (label, look) in enumerate(labels.items()):
             by_prompt = table[table["label"] == label].groupby(["samples", "prompt"])[column].mean()
             mean = by_prompt.groupby("samples").mean()
             band = [bootstrap(v, draws=draws) for _, v in by_prompt.groupby("samples")]
             bars = np.abs(np.array(band).T - mean.to_numpy())
             x = mean.index * 2 ** (0.12 * (i - (len(labels) - 1) / 2))  # side by side
-            ax.errorbar(x, mean, bars, fmt="osD^"[i % 4] + "-", ms=3, color=f"C{i}", label=label)
+            signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+            ax.errorbar(x, mean, bars, ms=3, label=label, **signs)
         ax.set_xscale("log", base=2)
         ax.set_xticks(sizes, sizes)
         ax.minorticks_off()

@@ -2,10 +2,10 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 from aisp.provenance import checkout, file_sha256, git_state
 
@@ -16,6 +16,31 @@ COLUMN = 3.4  # inches: one column of a two-column page
 PAGE = 7.0  # inches: its whole width
 
 P = ParamSpec("P")
+
+
+class Look(NamedTuple):
+    """How a label is drawn: three signs, so that none has to be told by its color alone."""
+
+    color: str
+    marker: str
+    line: str | tuple  # a line style of matplotlib
+
+
+# The order and the look of the methods in every figure. The colors are told apart by color-blind
+# readers (from seaborn's and Paul Tol's sets), and those that share a panel by the other signs in gray.
+METHODS = {
+    "AISP": Look("#0173b2", "o", "-"),
+    "noise only": Look("#de8f05", "s", "--"),
+    "best-of-n": Look("#029e73", "^", "-."),
+    "best-of-n (top-p 0.9)": Look("#029e73", "^", "-."),
+    "best-of-n (T = 1)": Look("#d55e00", "v", ":"),
+    "best-of-n (no template)": Look("#cc78bc", "P", (0, (5, 1, 1, 1, 1, 1))),
+    "ARGS": Look("#8c5a2b", "X", "--"),
+    "RE-Control": Look("#882255", "D", "-."),
+    "RAM": Look("#808080", "s", ":"),
+    "KAD": Look("#56b4e9", "v", "--"),
+}
+FURTHER = ("#332288", "#999933", "#aa4499", "#117733", "#cc6677", "#44aa99", "#661100", "#6699cc")
 
 
 def labeled(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
@@ -95,15 +120,20 @@ def save(
         inside = path.is_relative_to(checkout())
         record["source"] = str(path.relative_to(checkout())) if inside else path.name
         record["source_sha256"] = file_sha256(path)
-    # No creation date inside: the same data gives the same file.
-    png = io.BytesIO()
-    fig.savefig(png, format="png", metadata={"Software": None})
-    if all(path.exists() for path in paths) and _drawn(paths, png.getvalue(), record):
+    png = picture(fig)
+    if all(path.exists() for path in paths) and _drawn(paths, png, record):
         return paths
     fig.savefig(paths[0], metadata={"CreationDate": None, "ModDate": None})
-    paths[1].write_bytes(png.getvalue())
+    paths[1].write_bytes(png)
     paths[2].write_text(json.dumps(record | git_state(), indent=1, sort_keys=True) + "\n")
     return paths
+
+
+def picture(fig: "Figure") -> bytes:
+    """The figure as the PNG that `save` writes: the same data give the same bytes, without a date."""
+    png = io.BytesIO()
+    fig.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
 
 
 def _drawn(paths: Sequence[Path], png: bytes, record: dict[str, Any]) -> bool:
@@ -113,12 +143,36 @@ def _drawn(paths: Sequence[Path], png: bytes, record: dict[str, Any]) -> bool:
     return same and paths[1].read_bytes() == png
 
 
-def label_colors(labels: Sequence[str]) -> dict[str, Any]:
-    """A color for each label: the color-blind-safe ones, as long as they last."""
-    import seaborn as sns
+def looks(labels: Iterable[str]) -> dict[str, Look]:
+    """A look for each label: methods have the same one, and the same order, in every figure.
 
-    palette = sns.color_palette("colorblind")
-    del palette[8]  # a yellow that is too light for lines
-    if len(labels) > len(palette):
-        palette = sns.color_palette("husl", len(labels))
-    return dict(zip(labels, palette, strict=False))
+    A label that starts with a method's name, such as "noise only, sigma=0.5", looks like the method,
+    unless another label of the figure does so already. All others take one of FURTHER.
+
+    Returns:
+        Methods in the order of METHODS, then the other labels in theirs.
+    """
+    given = list(dict.fromkeys(labels))
+    named = sorted(filter(_method, given), key=lambda x: x not in METHODS)  # plain names first
+    looking: dict[Look, str] = {}
+    for label in named:
+        looking.setdefault(METHODS[_method(label)], label)
+    known = sorted(looking.values(), key=lambda x: list(METHODS).index(_method(x)))
+    others = [x for x in given if x not in known]
+    colors: Sequence[str] = FURTHER
+    if len(others) > len(FURTHER):
+        import seaborn as sns
+
+        colors = sns.husl_palette(len(others), l=0.5).as_hex()
+    marks, lines = "osD^vP", ("-", "--", "-.")
+    further = {
+        x: Look(color, marks[i % len(marks)], lines[i % len(lines)])
+        for i, (x, color) in enumerate(zip(others, colors, strict=False))
+    }
+    return {x: METHODS[_method(x)] for x in known} | further
+
+
+def _method(label: str) -> str:
+    """The name of METHODS that a label is or starts with, the longest one; "" if there is none."""
+    names = [x for x in METHODS if label == x or label.startswith((f"{x},", f"{x} ("))]
+    return max(names, key=len, default="")

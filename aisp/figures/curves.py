@@ -1,11 +1,11 @@
 """Curves of records: reward against samples used, and whatever a history holds, by iteration."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aisp.experiment.tables import finished
-from aisp.figures.base import COLUMN, PAGE, label_colors, labeled
+from aisp.figures.base import COLUMN, PAGE, Look, labeled, looks
 from aisp.intervals import bootstrap
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     import matplotlib.pyplot as plt
 
     records = finished(records)
-    labels = list(records["label"].unique())
+    labels = looks(records["label"])
     common = set.intersection(*(set(records[records["label"] == x]["prompt"]) for x in labels))
     records = records[records["prompt"].isin(common)]
     fig, ax = plt.subplots(figsize=(COLUMN, 0.85 * COLUMN))
-    _curves(ax, records, label_colors(labels), draws)
+    _curves(ax, records, labels, draws)
     ax.set(xlabel="samples used per prompt", ylabel="best reward so far")
     ax.set_title(f"mean of {len(common)} prompts, 95% bootstrap band", loc="left")
     fig.legend(loc="outside lower center", ncols=2)
@@ -39,7 +39,7 @@ def reward_curves(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
 def main_results(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """Best reward against samples used, in two panels: sampling methods, and AISP with the others.
 
-    A method that draws a single response (ARGS) is a dashed line, labeled with its number of reward
+    A method that draws a single response (ARGS) is a level line; the legend has its number of reward
     calls.
 
     Args:
@@ -48,44 +48,45 @@ def main_results(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     import matplotlib.pyplot as plt
 
     records = finished(records)
-    labels = list(records["label"].unique())
+    labels = looks(records["label"])
     records = records[records.groupby("prompt")["label"].transform("nunique") == len(labels)]
-    colors = label_colors(labels)
-    about = records.groupby("label")[["method", "samples", "reward_calls"]].max()
+    about = records.groupby("label")[["method", "samples"]].max()
     sampling = [x for x in labels if about["method"][x] in ("aisp", "best_of_n")]
-    single = [x for x in labels if about["samples"][x] == 1]
     beside = "AISP" if "AISP" in sampling else None
     steered = [x for x in labels if x not in sampling or x == beside]
     panels = {"sampling": sampling, "steered or trained": steered}
-    fig, axes = plt.subplots(1, 2, figsize=(PAGE, 0.42 * PAGE), sharex=True, sharey=True)
+    names = {x: x for x in labels}  # in the legend
+    fig, axes = plt.subplots(1, 2, figsize=(PAGE, 0.44 * PAGE), sharex=True, sharey=True)
     for ax, (title, group) in zip(axes, panels.items(), strict=True):
-        _curves(ax, records, {x: colors[x] for x in group if x not in single}, draws)
-        for label in (x for x in group if x in single):
-            mean = records[records["label"] == label].groupby("prompt")["reward"].mean().mean()
-            ax.axhline(mean, color=colors[label], linestyle="--", label=label)
-            calls = records[records["label"] == label]["reward_calls"].mean()
-            where = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-            ax.text(0.99, mean, f"1 response, {calls:.0f} reward calls", fontsize=6, **where)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        _curves(ax, records, {x: labels[x] for x in group if about["samples"][x] > 1}, draws)
+        for label in (x for x in group if about["samples"][x] == 1):
+            own = records[records["label"] == label]
+            mean = own.groupby("prompt")["reward"].mean().mean()
+            ax.axhline(mean, color=labels[label].color, linestyle=labels[label].line, label=label)
+            names[label] += f" (1 response, {own['reward_calls'].mean():.0f} reward calls)"
         ax.set_xlabel("samples used per prompt")
         ax.set_title(title, loc="left")
     axes[0].set_ylabel("best reward so far")
-    prompts = records["prompt"].nunique()
-    handles = {h.get_label(): h for ax in axes for h in ax.lines if h.get_label() in colors}
-    title = f"means of {prompts} prompts, 95% bootstrap bands"
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=4, title=title)
+    lines = {line.get_label(): line for ax in axes for line in ax.lines}
+    title = f"means of {records['prompt'].nunique()} prompts, 95% bootstrap bands"
+    where = {"loc": "outside lower center", "ncols": 3, "title": title, "handlelength": 3}
+    fig.legend([lines[x] for x in labels], names.values(), **where)
     return fig
 
 
-def _curves(ax: "Axes", records: "pd.DataFrame", colors: dict[str, Any], draws: int) -> None:
-    """Best reward against samples used, of each label that has a color."""
-    for label, color in colors.items():
+def _curves(ax: "Axes", records: "pd.DataFrame", labels: dict[str, Look], draws: int) -> None:
+    """Best reward against samples used, of each label; ticks where an iteration ends."""
+    ends: list[int] = []
+    for label, look in labels.items():
         group = records[records["label"] == label]
         curves = _stacked(group)  # (runs, iterations)
         samples = group["config"].iloc[0]["n"] * (1 + np.arange(curves.shape[1]))
         band = np.array([bootstrap(column, draws=draws) for column in curves.T])
-        ax.plot(samples, curves.mean(0), marker="o", markersize=3, color=color, label=label)
-        ax.fill_between(samples, band[:, 0], band[:, 1], color=color, alpha=0.15, linewidth=0)
+        signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+        ax.plot(samples, curves.mean(0), markersize=3.5, label=label, **signs)
+        ax.fill_between(samples, band[:, 0], band[:, 1], color=look.color, alpha=0.1, linewidth=0)
+        ends = max(ends, list(samples), key=len)
+    ax.set_xticks(ends[:: -(-len(ends) // 8) or 1])
 
 
 @labeled
@@ -100,10 +101,11 @@ def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
 
     records = finished(records)
     fig, axes = plt.subplots(1, len(columns), figsize=(PAGE, 0.3 * PAGE))
-    for label, color in label_colors(records["label"].unique()).items():
+    for label, look in looks(records["label"]).items():
         for ax, column in zip(axes, columns, strict=True):
             values = _stacked(records[records["label"] == label], column)
-            ax.plot(1 + np.arange(values.shape[1]), values.mean(0), color=color, label=label)
+            signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+            ax.plot(1 + np.arange(values.shape[1]), values.mean(0), ms=2.5, label=label, **signs)
     for ax, name in zip(axes, columns.values(), strict=True):
         ax.set_xlabel("iteration")
         ax.set_title(name, loc="left", fontsize=7)

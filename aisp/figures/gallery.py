@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp import figures
 from aisp.experiment import ablations, dials, load, main_results, summary
-from aisp.provenance import file_sha256
+from aisp.figures.base import picture
+from aisp.provenance import checkout, file_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,3 +155,37 @@ def stored_state(name: str, source: Path, folder: Path) -> str:
         return "no stored figure"
     same = json.loads(note.read_text()).get("source_sha256") == file_sha256(source)
     return "of these records" if same else "of other records"
+
+
+def refresh(
+    fig: "Figure", name: str, *, profile: str, source: Path, folder: Path, **parameters: Any
+) -> list[Path]:
+    """`figures.save`, unless the folder has this very picture of these records already.
+
+    Unlike `save`, whose parameters must be the same too: a figure that a notebook drew, with its own
+    parameters, stays that notebook's when it is drawn again from the records alone.
+
+    Returns:
+        What was written; empty if nothing was.
+    """
+    stored = (folder / "smoke" if profile == "smoke" else folder) / f"{name}.png"
+    same = stored.exists() and stored_state(name, source, stored.parent) == "of these records"
+    if same and stored.read_bytes() == picture(fig):
+        return []
+    return figures.save(fig, name, profile=profile, source=source, folder=folder, **parameters)
+
+
+def captions(readme: Path | None = None) -> dict[str, str]:
+    """The caption of each figure, as Markdown, from figures/README.md, the one place for them.
+
+    Args:
+        readme: where instead; a section "## NAME" has an image, the caption, and an indented command.
+    """
+    readme = readme or checkout() / "figures" / "README.md"
+    found = {}
+    for section in readme.read_text(encoding="utf-8").split("\n## ")[1:]:
+        name, _, body = section.partition("\n")
+        body = body.split("\n# ")[0]  # the next chapter
+        lines = [x for x in body.splitlines() if not x.startswith(("![", "    "))]
+        found[name.strip()] = " ".join(" ".join(lines).split())
+    return found

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aisp.experiment.tables import finished
-from aisp.figures.base import COLUMN, PAGE, labeled
+from aisp.figures.base import COLUMN, METHODS, PAGE, Look, labeled, looks
 from aisp.intervals import bootstrap
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def paired_differences(records: "pd.DataFrame", first: str, *, draws: int = 2000
     means = finished(records).pivot_table(
         index="prompt", columns="label", values="reward", aggfunc="mean"
     )
-    others = [x for x in records["label"].unique() if x != first][::-1]  # the first one on top
+    others = [x for x in looks(records["label"]) if x != first][::-1]  # the first one on top
+    color = looks([first])[first].color
     fig, ax = plt.subplots(figsize=(COLUMN, 0.5 + 0.32 * len(others)))
     ax.axvline(0, color="0.7", linewidth=0.8)
     for y, label in enumerate(others):
@@ -38,7 +39,7 @@ def paired_differences(records: "pd.DataFrame", first: str, *, draws: int = 2000
         ax.scatter(values, spread, s=4, color="0.65", linewidths=0)
         low, high = bootstrap(values, draws=draws)
         bars = [[values.mean() - low], [high - values.mean()]]
-        ax.errorbar(values.mean(), y, xerr=bars, marker="o", markersize=4, capsize=2, color="C0")
+        ax.errorbar(values.mean(), y, xerr=bars, marker="o", markersize=4, capsize=2, color=color)
     ax.set_yticks(range(len(others)), others)
     ax.set_xlabel(f"reward of {first} minus that of the other")
     ax.set_title("dots: prompts; bars: 95% bootstrap", loc="left", fontsize=7)
@@ -55,7 +56,8 @@ def residual_alignment(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure
     import matplotlib.pyplot as plt
 
     records = finished(records)
-    labels = list(records["label"].unique())[::-1]  # the first one on top
+    drawn = looks(records["label"])
+    labels = list(drawn)[::-1]  # the first one on top
     records = records[records.groupby("prompt")["label"].transform("nunique") == len(labels)]
     table = records.assign(single=[np.mean(h["reward_mean"]) for h in records["history"]])
     samples, prompts = int(table["samples"].iloc[0]), table["prompt"].nunique()
@@ -67,7 +69,8 @@ def residual_alignment(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure
             low, high = bootstrap(values, draws=draws)
             mean = values.mean()
             bars = [[mean - low], [high - mean]]
-            ax.errorbar(mean, y, xerr=bars, marker="o", markersize=4, capsize=2, color=f"C{y}")
+            signs = {"color": drawn[label].color, "marker": drawn[label].marker}
+            ax.errorbar(mean, y, xerr=bars, markersize=4, capsize=2, **signs)
         ax.set_xlabel("reward")
         ax.set_title(f"{title}, mean of {prompts} prompts", loc="left")
     axes[0].set_yticks(range(len(labels)), labels)
@@ -96,14 +99,15 @@ def deferral(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     )
     fig, axes = plt.subplots(1, 2, figsize=(PAGE, 0.4 * PAGE))
     for ax, column in zip(axes, ("single", "reward"), strict=True):
-        for rule in table["rule"].unique():
+        for rule, look in looks(table["rule"]).items():
             points = []
             for _, group in table[table["rule"] == rule].groupby("label"):
                 values = group.groupby("prompt")[column].mean().to_numpy()
                 interval = bootstrap(values, draws=draws)
                 points.append((group["deferred"].mean(), values.mean(), *interval))
             x, y, low, high = np.array(sorted(points)).T
-            ax.errorbar(x, y, (y - low, high - y), marker="o", markersize=3, label=rule)
+            signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+            ax.errorbar(x, y, (y - low, high - y), markersize=3.5, label=rule, **signs)
         ax.set_xlabel("mass deferred per token")
     axes[0].set_ylabel("reward")
     axes[0].set_title(f"single response, mean of {table['prompt'].nunique()} prompts", loc="left")
@@ -127,25 +131,27 @@ def reward_guided(
     import matplotlib.pyplot as plt
 
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(PAGE, 0.32 * PAGE))
-    _by_setting(left, args, "reward", "reward of the greedy response")
+    _by_setting(left, args, "reward", "reward of the greedy response", METHODS["ARGS"])
     left.set(xlabel="ARGS: weight of the reward, w", ylabel="reward")
     middle.axhline(0, color="0.7", linewidth=0.8)
-    middle.plot(1 + value_function["step"], value_function["correlation"], color="C2")
+    middle.plot(
+        1 + value_function["step"], value_function["correlation"], color=METHODS["RE-Control"].color
+    )
     middle.set(xlabel="step of the response", ylabel="correlation within a prompt")
     middle.set_title("value function and final reward", loc="left", fontsize=7)
-    _by_setting(right, re_control, "mean", "mean of the samples")
-    right.plot(
-        range(len(re_control)), re_control["best"], "s--", ms=3, color="C1", label="best of n"
-    )
+    _by_setting(right, re_control, "mean", "mean of the samples", METHODS["RE-Control"])
+    best = {"color": METHODS["RE-Control"].color, "mfc": "white", "label": "best of n"}
+    right.plot(range(len(re_control)), re_control["best"], "s--", ms=4, **best)
     right.set(xlabel="RE-Control: step size", ylabel="reward")
     right.legend()
     return fig
 
 
-def _by_setting(ax: "Axes", table: "pd.DataFrame", column: str, label: str) -> None:
+def _by_setting(ax: "Axes", table: "pd.DataFrame", column: str, label: str, look: Look) -> None:
     """Means with bootstrap 95% intervals over evenly spaced settings, named by their last word."""
     x = range(len(table))
     low_high = [table[column] - table["low"], table["high"] - table[column]]
-    ax.errorbar(x, table[column], yerr=low_high, marker="o", ms=3, capsize=2, label=label)
+    signs = {"color": look.color, "marker": look.marker}
+    ax.errorbar(x, table[column], yerr=low_high, ms=3.5, capsize=2, label=label, **signs)
     ax.set_xticks(x, [name.split()[-1] for name in table.index])
     ax.set_title("95% bootstrap intervals over prompts", loc="left", fontsize=7)

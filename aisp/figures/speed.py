@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aisp.figures.base import PAGE, labeled
+from aisp.figures.base import PAGE, labeled, looks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,11 +23,13 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.3))
     generate, whole = tables["generate"], tables["whole runs"]
-    for i, (name, group) in enumerate(generate.groupby("name", sort=False)):
+    for name, look in looks(generate["name"]).items():
+        group = generate[generate["name"] == name]
         speed, x = group["tokens_per_second"], group["responses"]
         count = speed * group["seconds"]
         bars = np.array([speed - count / group["high"], count / group["low"] - speed])
-        left.errorbar(x, speed, yerr=bars, label=name, marker="osD"[i], ms=4, capsize=2)
+        signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+        left.errorbar(x, speed, yerr=bars, label=name, ms=4, capsize=2, **signs)
     sizes = sorted(generate["responses"].unique())
     left.set(xscale="log", xlabel="responses decoded together", ylabel="tokens per second")
     left.set_xticks(sizes, sizes)
@@ -35,7 +37,9 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     left.set_ylim(0)
     left.legend()
     bars = np.array([whole["seconds"] - whole["low"], whole["high"] - whole["seconds"]])
-    right.barh(whole["name"], whole["seconds"], xerr=bars, color=["C0", "C1", "0.6"], height=0.6)
+    drawn = looks(whole["name"])
+    colors = [drawn[name].color for name in whole["name"]]
+    right.barh(whole["name"], whole["seconds"], xerr=bars, color=colors, height=0.6)
     right.invert_yaxis()
     right.set(xlabel="seconds per prompt, rewards included")
     return fig
@@ -47,19 +51,29 @@ def runtime_scaling(tables: dict[str, "pd.DataFrame"]) -> "Figure":
 
     Args:
         tables: "scaling" from `aisp.experiment.bench.scaling`; medians, with the range of the
-            repeats as bars.
+            repeats as bars; "base", the sizes that stay while another one changes. The case in which
+            all are at their base was timed anew for each axis: an open circle. A band over all panels
+            spans those timings, and so shows how far timings of the same case lie apart.
     """
     import matplotlib.pyplot as plt
+    import pandas as pd
 
     panels = tables["scaling"].groupby("axis", sort=False)
-    fig, (axes,) = plt.subplots(1, len(panels), figsize=(PAGE, 1.9), sharey=True, squeeze=False)
+    base = tables["base"].iloc[0]
+    same = pd.concat(group[group["value"] == base[axis]] for axis, group in panels)
+    between = same["tokens_per_second"].min(), same["tokens_per_second"].max()
+    fig, (axes,) = plt.subplots(1, len(panels), figsize=(PAGE, 2.1), sharey=True, squeeze=False)
     for ax, (axis, group) in zip(axes, panels, strict=True):
         y = group["tokens_per_second"]
         bars = np.array([y - group["low"], group["high"] - y])
         ax.errorbar(group["value"], y, yerr=bars, marker="o", ms=3.5)
+        one = group[group["value"] == base[axis]]
+        ax.plot(one["value"], one["tokens_per_second"], "o", ms=7, mfc="none", color="k")
+        ax.axhspan(*between, color="0.9", zorder=0)
         ax.set(xlabel=axis, xscale="log")
         ax.set_xticks(group["value"], group["value"])
         ax.minorticks_off()
     axes[0].set(ylabel="tokens per second")
     axes[0].set_ylim(0)
+    fig.supxlabel("circles: the same case, timed anew in each panel; gray: their range", fontsize=7)
     return fig

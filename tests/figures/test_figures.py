@@ -105,6 +105,7 @@ def test_runtime_draws_speeds_with_the_range_of_their_repeats():
     whole = pd.DataFrame([{"name": "AISP", "seconds": 3.0, "low": 2.0, "high": 5.0}])
     axis = {"axis": "prompts", "value": 1, "tokens_per_second": 10.0, "low": 8.0, "high": 11.0}
     tables = {"generate": generate, "whole runs": whole, "scaling": pd.DataFrame([axis])}
+    tables["base"] = pd.DataFrame([{"prompts": 1}])
     left, right = figures.runtime(tables).axes
     for drawn in left.containers:
         assert drawn.lines[0].get_xydata().tolist() == [[16, 100]]
@@ -113,6 +114,19 @@ def test_runtime_draws_speeds_with_the_range_of_their_repeats():
     (scaling,) = figures.runtime_scaling(tables).axes
     (segment,) = scaling.containers[0].lines[2][0].get_segments()
     assert segment.tolist() == [[1, 8], [1, 11]] and scaling.get_xlabel() == "prompts"
+
+
+def test_timings_of_the_same_case_are_marked_with_their_range():
+    rows = [("prompts", 1, 10.0), ("prompts", 2, 15.0), ("tokens", 4, 12.0), ("tokens", 8, 9.0)]
+    scaling = pd.DataFrame(
+        [{"axis": a, "value": v, "tokens_per_second": s, "low": s, "high": s} for a, v, s in rows]
+    )
+    base = pd.DataFrame([{"prompts": 1, "tokens": 4}])
+    axes = figures.runtime_scaling({"scaling": scaling, "base": base}).axes
+    for ax, case in zip(axes, ([1, 10], [4, 12]), strict=True):
+        (circle,) = [x for x in ax.lines if x.get_markersize() == 7]
+        assert circle.get_xydata().tolist() == [case]
+        assert ax.patches[0].get_height() == 2 and ax.patches[0].get_y() == 10
 
 
 def test_more_labels_than_colors_and_runs_of_unequal_length_are_all_drawn():
@@ -186,7 +200,12 @@ def test_main_results_keep_a_single_response_off_the_axis_of_samples():
             np.testing.assert_allclose(points[:, 1], mean[0])
         else:
             np.testing.assert_allclose(points, np.c_[[4, 8, 12], mean])
-    assert [t.get_text() for t in right.texts] == ["1 response, 40 reward calls"]
+    assert not right.texts  # a label in the panel would lie on some line
+    (legend,) = left.figure.legends
+    entries = [t.get_text() for t in legend.texts]
+    assert entries == ["AISP", "best-of-n", "ARGS (1 response, 40 reward calls)", "RE-Control"]
+    for text, handle in zip(entries, legend.legend_handles, strict=True):
+        assert handle.get_color() == figures.METHODS[text.split(" (")[0]].color
 
 
 def test_paired_differences_show_every_prompt_and_the_mean():
@@ -194,7 +213,7 @@ def test_paired_differences_show_every_prompt_and_the_mean():
     table.loc[0, "reward"] = float("nan")
     (ax,) = figures.paired_differences(table, "AISP").axes
     names = [t.get_text() for t in ax.get_yticklabels()]
-    assert names == ["ARGS", "RE-Control", "best-of-n"]
+    assert names == ["RE-Control", "ARGS", "best-of-n"]
     means = table.pivot_table(index="prompt", columns="label", values="reward")
     for label, dots in zip(names, ax.collections[::2], strict=True):
         values = (means["AISP"] - means[label]).dropna()
@@ -224,3 +243,39 @@ def test_an_unchanged_figure_leaves_its_files_alone(tmp_path):
     paths[2].write_text(json.dumps(json.loads(paths[2].read_text()) | stamp))
     figures.save(figure(2), "f", **(made | {"seed": 1}))
     assert json.loads(paths[2].read_text())["commit"] != "an earlier one"
+
+
+def test_a_method_has_the_same_look_and_place_in_every_figure():
+    given = [
+        "KAD",
+        "mine",
+        "noise only, sigma=0.5",
+        "AISP",
+        "best-of-n (T = 1), 512 samples",
+        "lam=2",
+    ]
+    drawn = figures.looks(given)
+    known = {"AISP": "AISP", "noise only, sigma=0.5": "noise only", "KAD": "KAD"}
+    known["best-of-n (T = 1), 512 samples"] = "best-of-n (T = 1)"
+    assert list(drawn) == [given[i] for i in (3, 2, 4, 0, 1, 5)]  # the others last, as they came
+    for label, method in known.items():
+        assert drawn[label] == figures.METHODS[method]
+        assert figures.looks([label])[label] == figures.METHODS[method]
+    colors = {x.color for x in figures.METHODS.values()}
+    assert not {drawn["mine"].color, drawn["lam=2"].color} & colors
+
+
+def test_no_two_labels_of_a_figure_look_alike():
+    settings = [f"AISP, lam={i}" for i in range(3)]
+    crowd = ["best-of-n, T = 0.65", *figures.METHODS, *settings, "AISPy"]
+    drawn = figures.looks(crowd)
+    assert sorted(drawn) == sorted(crowd) and len({x.color for x in drawn.values()}) == len(crowd)
+    assert drawn["best-of-n"] == figures.METHODS["best-of-n"]  # a plain name goes first
+    assert drawn["AISP"] == figures.METHODS["AISP"]
+
+
+def test_methods_are_told_apart_in_gray():
+    names = [x for x in figures.METHODS if x != "best-of-n"]  # the short name of top-p 0.9
+    sampling = [x for x in names if x.startswith(("AISP", "noise", "best"))]
+    for panel in (sampling, ["AISP", *(x for x in names if x not in sampling)]):
+        assert len({figures.METHODS[x][1:] for x in panel}) == len(panel) == 5  # marker and line

@@ -130,3 +130,36 @@ def test_a_stored_figure_names_the_function_that_draws_it(name):
     assert gallery.make_figure(name, RESULTS).get_label() == function
     module, _, attribute = function.rpartition(".")
     assert module == "aisp.figures" and attribute in figures.__all__
+
+
+def test_a_picture_that_is_there_already_keeps_the_note_of_its_notebook(tmp_path):
+    source = tmp_path / "records.jsonl"
+    source.write_text("{}\n")
+
+    def drawn(height):
+        fig, ax = plt.subplots()
+        ax.plot([0, height])
+        return fig
+
+    given = dict(profile="cpu", source=source, folder=tmp_path)
+    paths = figures.save(drawn(1), "f", **given, command="of the notebook")
+    before = [path.read_bytes() for path in paths]
+    assert gallery.refresh(drawn(1), "f", **given, command="of all figures") == []
+    assert [path.read_bytes() for path in paths] == before
+    assert gallery.refresh(drawn(2), "f", **given, command="of all figures") == paths
+    assert json.loads(paths[2].read_text())["parameters"] == {"command": "of all figures"}
+    source.write_text("[]\n")  # the same picture of other records
+    assert gallery.refresh(drawn(2), "f", **given, command="of all figures") == paths
+    smoke = gallery.refresh(drawn(2), "f", **(given | {"profile": "smoke"}))
+    assert {path.parent for path in smoke} == {tmp_path / "smoke"}
+
+
+def test_captions_are_those_of_the_readme(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "# The figures\n\nText.\n\n# Experiments\n\n## one\n![a picture](one.png)\n\nFirst line\n"
+        "and *second*.\n\n    a command\n\n# Theory\n\nIntro.\n\n## two\n![](two.png)\n\nTwo.\n"
+    )
+    assert gallery.captions(readme) == {"one": "First line and *second*.", "two": "Two."}
+    known = gallery.captions()
+    assert set(DRAWN) <= set(known) and all(len(text) > 40 for text in known.values())

@@ -1,0 +1,231 @@
+"""What notebook 08 shows: every measurement of `bench` in one file, with its machine and date.
+
+Ratios come with the range that the repeats span; a range that holds 1 supports no difference.
+"""
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from aisp import provenance
+from aisp.checks import choice, whole
+from aisp.experiment import bench, timing
+from aisp.policy import load_policy
+from aisp.rewards.load import load_reward
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Stored(NamedTuple):
+    about: dict[str, Any]  # machine, date, commit, command, versions, repeats
+    tables: "dict[str, pd.DataFrame]"
+
+
+def measure(
+    path: Path,
+    profile: str,
+    *,
+    repeats: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    command: str,
+) -> None:
+    """Measure this machine at the sizes of a profile, and write the file.
+
+    Args:
+        repeats: timed runs of each side; None leaves it to the profile.
+        device, dtype: of the embedded policy.
+        command: what to run for the same measurement, noted in the file.
+    """
+    import pandas as pd
+
+    size = bench.SIZES[choice("profile", profile, list(bench.SIZES))]
+    repeats = size["repeats"] if repeats is None else whole("repeats", repeats, least=1)
+    policy = load_policy("embedded", device=device, dtype=dtype)
+    reward = load_reward("embedded", policy=policy)
+    n, tokens, few = size["responses"][-1], size["tokens"], {"repeats": repeats}
+    long = {"responses": [n], "tokens": tokens, "prefix": size["long_prefix"]}
+    peaks = {name: bench.peak_memory(name, **size["whole"]) for name in ("best_of_n", "aisp")}
+    tables = {
+        "generate": bench.against_generate(
+            policy, responses=size["responses"], tokens=tokens, **few
+        ),
+        "generate, long prefix": bench.against_generate(policy, **long, **few),
+        "steps": bench.engine_steps(policy, responses=n, tokens=tokens, **few),
+        "whole runs": bench.whole_runs(policy, reward, **size["whole"], **few),
+        "whole runs, many": bench.whole_runs(policy, reward, **size["many"], **few),
+        "scaling": bench.scaling(policy, base=size["base"], axes=size["axes"], **few),
+        "base": pd.DataFrame([size["base"]]),
+        "memory": pd.DataFrame({"MiB": peaks}).rename_axis("name").reset_index(),
+        "limit": timing.lower_bounds(policy, n, 40 + tokens // 2),
+    }
+    result = {
+        "command": command,
+        "date": date.today().isoformat(),
+        **provenance.git_state(),
+        **provenance.environment(policy.device),
+        "dtype": str(policy.dtype),
+        "repeats": repeats,
+        "tables": {name: table.to_dict("records") for name, table in tables.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with provenance.replacing(path) as new:
+        new.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def read(path: Path) -> Stored:
+    """A file that `measure` wrote.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    import pandas as pd
+
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path.name} is not there: nothing was measured in this profile; run the notebook with "
+            "measure = True, which measures this machine"
+        )
+    about = json.loads(path.read_text())
+    tables = {name: pd.DataFrame(rows) for name, rows in about.pop("tables").items()}
+    return Stored(about, tables)
+
+
+def origin(path: Path, stored: Stored) -> Any:
+    """One paragraph, Markdown for Jupyter: which machine was measured, when, and by which code."""
+    from IPython.display import Markdown
+
+    about = stored.about
+    device = f"{about['device'].upper()}, {about['threads']} threads"
+    made = f"{device}, {about['dtype'].removeprefix('torch.')}, torch {about['packages']['torch']}"
+    inside = path.resolve().is_relative_to(provenance.checkout())
+    place = path.resolve().relative_to(provenance.checkout()) if inside else path.name
+    return Markdown(
+        f"*Embedded model on {made}; measured on {about['date']}, {about['repeats']} runs of each "
+        f"side, commit {str(about['commit'])[:7]}. Read from {place}, not measured now: to measure "
+        "this machine, set measure to True.*"
+    )
+
+
+def ratio(table: "pd.DataFrame", slow: str, fast: str) -> tuple[float, float, float]:
+    """Seconds of one name over those of another, and the range that the repeats span.
+
+    Args:
+        table: columns name, seconds, low, high; each name once.
+    """
+    one, other = (table.set_index("name").loc[name] for name in (slow, fast))
+    high = one["high"] / other["low"]
+    return one["seconds"] / other["seconds"], one["low"] / other["high"], high
+
+
+def longer(table: "pd.DataFrame", first: str, second: str) -> str:
+    """How much longer one name takes than another, in a sentence; see `ratio`."""
+    size, low, high = ratio(table, first, second)
+    found = f"{size:.2f} times [{low:.2f}, {high:.2f}] as long as"
+    if low <= 1 <= high:
+        return f"**{first}** takes {found} {second}: the repeats do not tell them apart."
+    return f"**{first}** takes {found} {second}."
+
+
+def against_generate(table: "pd.DataFrame") -> list[str]:
+    """How many times as fast the engine is as the fastest setting of generate, by responses."""
+    sentences = []
+    for n, group in table.groupby("responses"):
+        others = group[group["name"] != "engine"]
+        best = others.loc[others["seconds"].idxmin(), "name"]
+        size, low, high = ratio(group, best, "engine")
+        tried = ", the faster of the two settings" if len(others) > 1 else ""
+        factor = f"{size:.1f} times [{low:.1f}, {high:.1f}] as fast as"
+        sentences.append(f"At {n} responses the engine is {factor} {best}{tried}.")
+    return sentences
+
+
+# Steps that do nothing in one of the two decodings: what they read is the noise of the table.
+WITHOUT_EFFECT = {("perturbed greedy", "whole batch"), ("top-p 0.9", "plain argmax")}
+
+
+def noise_of_steps(table: "pd.DataFrame") -> float:
+    """The largest factor by which a variant without an effect differs from the engine as it is."""
+    idle = [x in WITHOUT_EFFECT for x in zip(table["decoding"], table["name"], strict=True)]
+    return float(np.exp(np.log(table["slower_by"][idle]).abs().max()))
+
+
+def steps(table: "pd.DataFrame") -> list[str]:
+    """What each step of the engine saves, measured against the noise of the same table."""
+    noise = noise_of_steps(table)
+    idle = [
+        f"{row.slower_by:.2f} ({row.name}, {row.decoding})"
+        for row in table.itertuples(index=False)
+        if (row.decoding, row.name) in WITHOUT_EFFECT
+    ]
+    sentences = [
+        f"**Noise.** Two variants change nothing in their decoding, and yet read {' and '.join(idle)}: "
+        f"a factor below {noise:.2f} says nothing here."
+    ]
+    for row in table.itertuples(index=False):
+        if row.name == "as it is" or (row.decoding, row.name) in WITHOUT_EFFECT:
+            continue
+        factor = f"**{row.name}**, {row.decoding}: {row.slower_by:.2f} times as long"
+        beyond = max(row.slower_by, 1 / row.slower_by) > noise
+        sentences.append(f"{factor}{'.' if beyond else ', within that noise.'}")
+    return sentences
+
+
+def base_case(tables: "dict[str, pd.DataFrame]") -> "pd.DataFrame":
+    """The rows of "scaling" at which nothing is varied: the same case, timed anew for each axis."""
+    base = tables["base"].iloc[0]
+    scaling = tables["scaling"]
+    same = [
+        base[axis] == value for axis, value in zip(scaling["axis"], scaling["value"], strict=True)
+    ]
+    return scaling[same]
+
+
+def scaling(tables: "dict[str, pd.DataFrame]") -> list[str]:
+    """How speed changes along each axis, against how far timings of the same case lie apart."""
+    speeds = base_case(tables)["tokens_per_second"]
+    spread = speeds.max() / speeds.min()
+    read = ", ".join(f"{x:.0f}" for x in speeds)
+    sentences = [
+        f"**Noise.** One and the same case, timed anew for each axis, reads {read} tokens/s: timings "
+        f"some minutes apart differ by up to a factor of {spread:.2f}."
+    ]
+    for axis, group in tables["scaling"].groupby("axis", sort=False):
+        first, last = group.iloc[0], group.iloc[-1]
+        factor = last["tokens_per_second"] / first["tokens_per_second"]
+        change = (
+            f"**{axis}** from {first['value']} to {last['value']}: {factor:.2f} times the speed"
+        )
+        beyond = max(factor, 1 / factor) > spread
+        sentences.append(f"{change}{'.' if beyond else ', within that noise.'}")
+    return sentences
+
+
+def limit(tables: "dict[str, pd.DataFrame]", tokens: int) -> list[str]:
+    """What share of the machine's bound a decoding step reaches.
+
+    Args:
+        tokens: of each response in the table "steps".
+    """
+    bound = tables["limit"]["seconds"].sum()
+    whole_engine = tables["steps"][tables["steps"]["name"] == "as it is"]
+    return [
+        f"With {row.decoding} decoding a step takes {1e3 * row.seconds / tokens:.0f} ms; its matrix "
+        f"products and one reading of the cache alone take {1e3 * bound:.0f} ms, so that it reaches "
+        f"{bound * tokens / row.seconds:.0%} of the machine's bound."
+        for row in whole_engine.itertuples(index=False)
+    ]
+
+
+def memory(table: "pd.DataFrame") -> str:
+    """The peaks of the two methods."""
+    peak = table.set_index("name")["MiB"]
+    share = peak["aisp"] / peak["best_of_n"]
+    return (
+        f"AISP peaks at {peak['aisp']:,.0f} MiB, best-of-n at {peak['best_of_n']:,.0f} MiB: "
+        f"{share:.3f} times as much."
+    )
