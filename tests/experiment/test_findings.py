@@ -115,7 +115,7 @@ def test_sets_are_listed_behind_all_of_them():
         "**A** is above B by 0.50 [0.20, 0.80] (16 prompts). Set by set: one +0.10 [-0.20, +0.40], "
         "undecided; two +0.50 [+0.20, +0.80], higher."
     )
-    assert across({"only": UP}) == UP.sentence()
+    assert across({"only": UP, "together": UP}) == UP.sentence()
 
 
 def test_the_leader_is_the_highest_mean_and_names_what_is_close():
