@@ -142,23 +142,28 @@ def conclusions(table: "pd.DataFrame") -> list[str]:
     gain = table[table["kind"] == "adaptation"]
     decided = change[change["verdict"] != "undecided"]
     named = [
-        f"{axis}: "
-        + ", ".join(f"{r.setting} {r.verdict} ({r.difference:+.2f})" for r in of.itertuples())
+        f"**{_short(axis)}** ("
+        + ", ".join(f"{r.setting} {r.verdict}, {r.difference:+.2f}" for r in of.itertuples())
+        + ")"
         for axis, of in decided.groupby("axis", sort=False)
     ]
-    others = [axis for axis in change["axis"].unique() if axis not in set(decided["axis"])]
-    by_chance = len(change) / 20
+    others = [_short(x) for x in change["axis"].unique() if x not in set(decided["axis"])]
     best = change.loc[change["difference"].idxmax()]
     return [
         f"Dials with a setting that differs from the standard one: {'; '.join(named) or 'none'}.",
-        f"Dials without one: {'; '.join(others) or 'none'}.",
+        f"Dials without one: {', '.join(others) or 'none'}.",
         f"Adaptation shows a gain at {(gain['verdict'] == 'higher').sum()} and a loss at "
         f"{(gain['verdict'] == 'lower').sum()} of {len(gain)} settings.",
-        f"The largest rise over a standard setting is that of {best['setting']} ({best['axis']}): "
-        f"{best['difference']:+.2f} [{best['low']:+.2f}, {best['high']:+.2f}]. Of {len(change)} "
-        f"settings one is the best by chance, and about {by_chance:.1f} intervals exclude 0 by "
-        "chance.",
+        f"The largest rise over a standard setting is that of {best['setting']} "
+        f"({_short(best['axis'])}): {best['difference']:+.2f} [{best['low']:+.2f}, "
+        f"{best['high']:+.2f}]. Of {len(change)} settings one is the best by chance, and about "
+        f"{len(change) / 20:.1f} intervals exclude 0 by chance.",
     ]
+
+
+def _short(axis: str) -> str:
+    """The name of what is varied, without what is held."""
+    return axis.split(" (")[0]
 
 
 # -- along the iterations -------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def test_every_dial_is_in_the_table_and_its_words():
     assert row.iloc[0] == "0.2, 0.5*"
     assert row.iloc[1].startswith("0.2 (+") and row.iloc[2].startswith("0.2 (+")
     words = dials.conclusions(table)
-    assert words[0].startswith("Dials with a setting that differs from the standard one: sigma (l")
+    assert words[0].startswith(
+        "Dials with a setting that differs from the standard one: **sigma** ("
+    )
     assert words[1] == "Dials without one: none."
     assert words[2] == "Adaptation shows a gain at 1 and a loss at 0 of 2 settings."
     assert "largest rise over a standard setting is that of 0.2" in words[3]
