@@ -1,6 +1,6 @@
 """The figures of notebook 07: settings side by side, and what more samples buy."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -114,7 +114,7 @@ def dials(effects: "pd.DataFrame") -> "Figure":
 
     titles = {"change": "AISP minus AISP\nat the standard", "adaptation": "AISP minus\nnoise only"}
     columns, look = list(dict.fromkeys(effects["dial"])), looks(["AISP"])["AISP"]
-    signs = {"color": look.color, "marker": look.marker, "ms": 4, "capsize": 2}
+    signs: dict[str, Any] = {"color": look.color, "marker": look.marker, "ms": 4, "capsize": 2}
     settings = {x: effects[effects["dial"] == x].drop_duplicates("setting") for x in columns}
     size = {"width_ratios": [len(of) + 1 for of in settings.values()]}
     fig, axes = plt.subplots(
