@@ -90,6 +90,7 @@ def save(
     profile: str,
     source: str | Path | None = None,
     folder: str | Path | None = None,
+    redrawn: bool = False,
     **parameters: Any,
 ) -> list[Path]:
     """Write a figure as PDF and PNG with a JSON of provenance.
@@ -101,6 +102,8 @@ def save(
             figures/smoke/, which git ignores, so that a test run never replaces a real figure.
         source: the records file that the figure shows, if there is one; its hash is noted.
         folder: where instead of the checkout's figures/.
+        redrawn: from its records alone, outside of its notebook: then stored files that hold this very
+            picture of this source are left as they are whatever parameters they name.
         **parameters: whatever else made the figure, such as seed and command.
 
     Returns:
@@ -120,20 +123,17 @@ def save(
         inside = path.is_relative_to(checkout())
         record["source"] = str(path.relative_to(checkout())) if inside else path.name
         record["source_sha256"] = file_sha256(path)
-    png = picture(fig)
-    if all(path.exists() for path in paths) and _drawn(paths, png, record):
+    # No creation date inside: the same data gives the same file.
+    image = io.BytesIO()
+    fig.savefig(image, format="png", metadata={"Software": None})
+    png = image.getvalue()
+    told = {k: v for k, v in record.items() if k != "parameters" or not redrawn}
+    if all(path.exists() for path in paths) and _drawn(paths, png, told):
         return paths
     fig.savefig(paths[0], metadata={"CreationDate": None, "ModDate": None})
     paths[1].write_bytes(png)
     paths[2].write_text(json.dumps(record | git_state(), indent=1, sort_keys=True) + "\n")
     return paths
-
-
-def picture(fig: "Figure") -> bytes:
-    """The figure as the PNG that `save` writes: the same data give the same bytes, without a date."""
-    png = io.BytesIO()
-    fig.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
 
 
 def _drawn(paths: Sequence[Path], png: bytes, record: dict[str, Any]) -> bool:

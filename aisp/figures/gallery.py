@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp import figures
 from aisp.experiment import ablations, dials, load, main_results, summary
-from aisp.figures.base import picture
 from aisp.provenance import checkout, file_sha256
 
 if TYPE_CHECKING:
@@ -155,24 +154,6 @@ def stored_state(name: str, source: Path, folder: Path) -> str:
         return "no stored figure"
     same = json.loads(note.read_text()).get("source_sha256") == file_sha256(source)
     return "of these records" if same else "of other records"
-
-
-def refresh(
-    fig: "Figure", name: str, *, profile: str, source: Path, folder: Path, **parameters: Any
-) -> list[Path]:
-    """`figures.save`, unless the folder has this very picture of these records already.
-
-    Unlike `save`, whose parameters must be the same too: a figure that a notebook drew, with its own
-    parameters, stays that notebook's when it is drawn again from the records alone.
-
-    Returns:
-        What was written; empty if nothing was.
-    """
-    stored = (folder / "smoke" if profile == "smoke" else folder) / f"{name}.png"
-    same = stored.exists() and stored_state(name, source, stored.parent) == "of these records"
-    if same and stored.read_bytes() == picture(fig):
-        return []
-    return figures.save(fig, name, profile=profile, source=source, folder=folder, **parameters)
 
 
 def captions(readme: Path | None = None) -> dict[str, str]:

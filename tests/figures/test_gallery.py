@@ -144,14 +144,15 @@ def test_a_picture_that_is_there_already_keeps_the_note_of_its_notebook(tmp_path
     given = dict(profile="cpu", source=source, folder=tmp_path)
     paths = figures.save(drawn(1), "f", **given, command="of the notebook")
     before = [path.read_bytes() for path in paths]
-    assert gallery.refresh(drawn(1), "f", **given, command="of all figures") == []
+    again = dict(given, redrawn=True, command="of all figures")
+    assert figures.save(drawn(1), "f", **again) == paths
     assert [path.read_bytes() for path in paths] == before
-    assert gallery.refresh(drawn(2), "f", **given, command="of all figures") == paths
+    figures.save(drawn(2), "f", **again)
     assert json.loads(paths[2].read_text())["parameters"] == {"command": "of all figures"}
+    paths[2].write_text(json.dumps(json.loads(paths[2].read_text()) | {"commit": "an earlier one"}))
     source.write_text("[]\n")  # the same picture of other records
-    assert gallery.refresh(drawn(2), "f", **given, command="of all figures") == paths
-    smoke = gallery.refresh(drawn(2), "f", **(given | {"profile": "smoke"}))
-    assert {path.parent for path in smoke} == {tmp_path / "smoke"}
+    figures.save(drawn(2), "f", **again)
+    assert json.loads(paths[2].read_text())["commit"] != "an earlier one"
 
 
 def test_captions_are_those_of_the_readme(tmp_path):
