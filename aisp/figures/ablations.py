@@ -143,9 +143,9 @@ def dials(effects: "pd.DataFrame") -> "Figure":
         "bold: the standard setting",
         fontsize=7,
     )
-    # The layout of a file, kept: it would move a little with every drawing and resolution, and the
-    # file with it.
-    shown, fig.dpi = fig.dpi, plt.rcParams["savefig.dpi"]
+    # The layout at the resolution of files (`base.style`), kept: it would move a little with every
+    # drawing and resolution, and the file with it.
+    shown, fig.dpi = fig.dpi, 300
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
     fig.dpi = shown

@@ -301,7 +301,10 @@ def test_dials_draw_changes_and_adaptation_on_one_axis():
 
 
 def test_dials_are_the_same_file_however_often_they_are_shown():
-    from aisp.figures.base import picture
+    def picture(fig):
+        file = io.BytesIO()
+        fig.savefig(file)
+        return file.getvalue()
 
     row = {"dial": "tau", "axis": "tau (of 48 steps)", "standard": False, "prompts": 8}
     row |= {"difference": 1.0, "low": 0.5, "high": 1.5, "verdict": "higher"}
