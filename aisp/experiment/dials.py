@@ -266,7 +266,7 @@ def over_optimized(table: "pd.DataFrame", label: str, few: int, many: int) -> st
     said = words.get((reward.verdict, judge.verdict), "the reward shows no rise")
     return (
         f"**{label}** from {few} to {many} samples: {said} (reward {reward.signed}, judge "
-        f"{judge.signed}; {reward.prompts} prompts)."
+        f"{judge.signed}; {reward.prompts} prompt{'s' * (reward.prompts != 1)})."
     )
 
 
