@@ -9,7 +9,9 @@
 - `answers`: the answers themselves, side by side and as examples chosen by a rule;
 - `findings`: what tables support, in words;
 - `measures`: diversity, coherence and more of the responses in records;
-- `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables;
+- `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables; `comparisons` and
+  `dials` are more of these, `prompt_sets` the main comparison on all sets of prompts;
+- `findings`: results in words, decided by intervals; `readme`: those that stand in README.md;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
 - `prelogits`: real pre-logits, measured once for notebook 01;
 - `bench`: how fast the engine is (`make bench`), with the clock of `timing`; `runtime`: its measurements
