@@ -4,9 +4,9 @@ The measurements need a language model and minutes, so that `measured` keeps the
 records.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
     size = SIZES[choice("profile", profile, list(SIZES))]
     made = {"policy": "embedded", "prompt set": "builtin", "sigma": sigma, "seed": seed, **size}
     folder = records_path("prelogits", profile).parent
-    places = {"positions": size["positions"], "draws": size["draws"]}
+    places: dict[str, Any] = {"positions": size["positions"], "draws": size["draws"]}
 
     @cache
     def data() -> tuple[Policy, diagnostics.Prelogits]:
@@ -75,19 +75,15 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
     def points() -> dict[str, Tensor]:
         return sets(*data(), sigma=sigma, seed=seed)
 
-    compute = {
-        "normality": lambda: normality(points(), twins=size["twins"], seed=seed),
-        "shape": lambda: shape(one_of_each(points()), seed=seed),
-        "noise": lambda: noise_as_sampler(*data(), SIGMAS, seed=seed, **places),
-    }
+    def kept(name: str, compute: "Callable[[], pd.DataFrame]") -> "pd.DataFrame":
+        path = folder / f"prelogits_{name}.csv"
+        return computed_once(path, [], lambda: compute().round(7), **made)
+
     folder.mkdir(parents=True, exist_ok=True)
     return Tables(
-        **{
-            name: computed_once(
-                folder / f"prelogits_{name}.csv", [], lambda f=f: f().round(7), **made
-            )
-            for name, f in compute.items()
-        }
+        kept("normality", lambda: normality(points(), twins=size["twins"], seed=seed)),
+        kept("shape", lambda: shape(one_of_each(points()), seed=seed)),
+        kept("noise", lambda: noise_as_sampler(*data(), SIGMAS, seed=seed, **places)),
     )
 
 

@@ -47,8 +47,9 @@ def measure(
     repeats = size["repeats"] if repeats is None else whole("repeats", repeats, least=1)
     policy = load_policy("embedded", device=device, dtype=dtype)
     reward = load_reward("embedded", policy=policy)
-    n, tokens, few = size["responses"][-1], size["tokens"], {"repeats": repeats}
-    long = {"responses": [n], "tokens": tokens, "prefix": size["long_prefix"]}
+    n, tokens = size["responses"][-1], size["tokens"]
+    few: dict[str, Any] = {"repeats": repeats}
+    long: dict[str, Any] = {"responses": [n], "tokens": tokens, "prefix": size["long_prefix"]}
     peaks = {name: bench.peak_memory(name, **size["whole"]) for name in ("best_of_n", "aisp")}
     tables = {
         "generate": bench.against_generate(

@@ -1,6 +1,6 @@
 """Curves of records: reward against samples used, and whatever a history holds, by iteration."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,7 +69,12 @@ def main_results(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     axes[0].set_ylabel("best reward so far")
     lines = {line.get_label(): line for ax in axes for line in ax.lines}
     title = f"means of {records['prompt'].nunique()} prompts, 95% bootstrap bands"
-    where = {"loc": "outside lower center", "ncols": 3, "title": title, "handlelength": 3}
+    where: dict[str, Any] = {
+        "loc": "outside lower center",
+        "ncols": 3,
+        "title": title,
+        "handlelength": 3,
+    }
     fig.legend([lines[x] for x in labels], names.values(), **where)
     return fig
 
@@ -82,8 +87,7 @@ def _curves(ax: "Axes", records: "pd.DataFrame", labels: dict[str, Look], draws:
         curves = _stacked(group)  # (runs, iterations)
         samples = group["config"].iloc[0]["n"] * (1 + np.arange(curves.shape[1]))
         band = np.array([bootstrap(column, draws=draws) for column in curves.T])
-        signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
-        ax.plot(samples, curves.mean(0), markersize=3.5, label=label, **signs)
+        ax.plot(samples, curves.mean(0), markersize=3.5, label=label, **look.signs)
         ax.fill_between(samples, band[:, 0], band[:, 1], color=look.color, alpha=0.1, linewidth=0)
         ends = max(ends, list(samples), key=len)
     ax.set_xticks(ends[:: -(-len(ends) // 8) or 1])
@@ -104,8 +108,9 @@ def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
     for label, look in looks(records["label"]).items():
         for ax, column in zip(axes, columns, strict=True):
             values = _stacked(records[records["label"] == label], column)
-            signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
-            ax.plot(1 + np.arange(values.shape[1]), values.mean(0), ms=2.5, label=label, **signs)
+            ax.plot(
+                1 + np.arange(values.shape[1]), values.mean(0), ms=2.5, label=label, **look.signs
+            )
     for ax, name in zip(axes, columns.values(), strict=True):
         ax.set_xlabel("iteration")
         ax.set_title(name, loc="left", fontsize=7)

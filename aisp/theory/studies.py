@@ -148,11 +148,12 @@ def iterations(
     """
     import pandas as pd
 
-    U_star, rows = lm.tilted_mean(), []
+    U_star = lm.tilted_mean()
+    rows: list[tuple[float, ...]] = []
     for alpha, path in sampled.items():
         U, last = path["U"], path["ess"].shape[1]
         for k in range(last + 1):
-            kl = np.mean([float(lm.kl_from_target(u)) for u in U[:20, k]])
+            kl = float(np.mean([float(lm.kl_from_target(u)) for u in U[:20, k]]))
             distance = (U[:, k] - U_star).flatten(1).norm(dim=1).mean().item()
             drawn = k < last
             ess = path["ess"][:, k].mean().item() / n if drawn else np.nan
