@@ -7,11 +7,11 @@ same setting (is it adaptation?).
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aisp.experiment import tables
-from aisp.experiment.ablations import AISP, NOISE, Question
-from aisp.experiment.findings import Contrast, contrast, gap, grouped
+from aisp.experiment.ablations import AISP, BEST, NOISE, TEMPERATURE, Question
+from aisp.experiment.findings import Contrast, contrast, gap, grouped, moved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,25 @@ def adaptation(records: "pd.DataFrame", question: Question) -> dict[str, Contras
         for name, series in question.settings.items()
         if {AISP, NOISE} <= set(series)
     }
+
+
+def over_best_of_n(records: "pd.DataFrame", question: Question) -> dict[str, Contrast]:
+    """Setting -> AISP minus best-of-n at the same budget."""
+    return {
+        name: contrast(records, series[AISP], series[BEST])._replace(first=AISP, second=BEST)
+        for name, series in question.settings.items()
+        if {AISP, BEST} <= set(series)
+    }
+
+
+def cooler(records: "pd.DataFrame", question: Question) -> list[Contrast]:
+    """Is greedy noise more than sampling at a lower temperature? From the question "decoding"."""
+    cool = question.settings[f"T = {TEMPERATURE:g}"][BEST]
+    nucleus, noise = question.settings["top-p 0.9"][BEST], question.settings["greedy"][NOISE]
+    return [
+        contrast(records, cool, nucleus)._replace(second=f"{BEST}, top-p 0.9"),
+        contrast(records, noise, cool)._replace(first=f"{NOISE}, greedy"),
+    ]
 
 
 def sentences(records: "pd.DataFrame", question: Question) -> list[str]:
@@ -73,7 +92,12 @@ def effects(records: "pd.DataFrame", questions: Mapping[str, Question]) -> "pd.D
         kinds = {"change": changes(records, question), "adaptation": adaptation(records, question)}
         for kind, found in kinds.items():
             for setting in question.settings:
-                about = {"dial": dial, "axis": question.axis, "setting": setting, "kind": kind}
+                about: dict[str, Any] = {
+                    "dial": dial,
+                    "axis": question.axis,
+                    "setting": setting,
+                    "kind": kind,
+                }
                 about["standard"] = setting == question.standard
                 if setting in found:
                     c = found[setting]
@@ -118,23 +142,28 @@ def conclusions(table: "pd.DataFrame") -> list[str]:
     gain = table[table["kind"] == "adaptation"]
     decided = change[change["verdict"] != "undecided"]
     named = [
-        f"{axis}: "
-        + ", ".join(f"{r.setting} {r.verdict} ({r.difference:+.2f})" for r in of.itertuples())
+        f"**{_short(axis)}** ("
+        + ", ".join(f"{r.setting} {r.verdict}, {r.difference:+.2f}" for r in of.itertuples())
+        + ")"
         for axis, of in decided.groupby("axis", sort=False)
     ]
-    others = [axis for axis in change["axis"].unique() if axis not in set(decided["axis"])]
-    by_chance = len(change) / 20
+    others = [_short(x) for x in change["axis"].unique() if x not in set(decided["axis"])]
     best = change.loc[change["difference"].idxmax()]
     return [
         f"Dials with a setting that differs from the standard one: {'; '.join(named) or 'none'}.",
-        f"Dials without one: {'; '.join(others) or 'none'}.",
+        f"Dials without one: {', '.join(others) or 'none'}.",
         f"Adaptation shows a gain at {(gain['verdict'] == 'higher').sum()} and a loss at "
         f"{(gain['verdict'] == 'lower').sum()} of {len(gain)} settings.",
-        f"The largest rise over a standard setting is that of {best['setting']} ({best['axis']}): "
-        f"{best['difference']:+.2f} [{best['low']:+.2f}, {best['high']:+.2f}]. Of {len(change)} "
-        f"settings one is the best by chance, and about {by_chance:.1f} intervals exclude 0 by "
-        "chance.",
+        f"The largest rise over a standard setting is that of {best['setting']} "
+        f"({_short(best['axis'])}): {best['difference']:+.2f} [{best['low']:+.2f}, "
+        f"{best['high']:+.2f}]. Of {len(change)} settings one is the best by chance, and about "
+        f"{len(change) / 20:.1f} intervals exclude 0 by chance.",
     ]
+
+
+def _short(axis: str) -> str:
+    """The name of what is varied, without what is held."""
+    return axis.split(" (")[0]
 
 
 # -- along the iterations -------------------------------------------------------------------------
@@ -178,6 +207,22 @@ def along(records: "pd.DataFrame", label: str) -> "pd.DataFrame":
     return mean.set_axis(mean.index + 1).rename_axis("iteration")
 
 
+def drifted(mean: "pd.DataFrame") -> list[str]:
+    """How the proposal moves over the iterations of `along`, in words."""
+    second, last = mean.iloc[min(1, len(mean) - 1)], mean.iloc[-1]
+    span = f"from the second iteration to the last (of {len(mean)})"
+    best = mean["reward_mean"].idxmax()
+    return [
+        moved(f"The effective sample size, {span},", second["ess"], last["ess"], 1),
+        moved(f"The KL of the proposal, {span},", second["kl"], last["kl"], 0),
+        moved(
+            "The standard deviation of the rewards", mean["reward_std"].iloc[0], last["reward_std"]
+        ),
+        f"{moved('The mean reward of the samples', mean['reward_mean'].iloc[0], last['reward_mean'])} "
+        f"It is highest in iteration {best} ({mean['reward_mean'][best]:.2f}).",
+    ]
+
+
 # -- along the budget -----------------------------------------------------------------------------
 
 
@@ -210,6 +255,21 @@ def lead_change(
     return gap(gains[AISP] - gains[other], *names, _named(measure))
 
 
+def over_optimized(table: "pd.DataFrame", label: str, few: int, many: int) -> str:
+    """Whether the judge sees what the reward gains from few to many samples, in one sentence."""
+    reward, judge = (rise(table, label, few, many, x) for x in ("reward", "judged"))
+    words = {
+        ("higher", "higher"): "both rise",
+        ("higher", "undecided"): "the reward rises, and the judge shows no change",
+        ("higher", "lower"): "the reward rises while the judge falls, a sign of over-optimization",
+    }
+    said = words.get((reward.verdict, judge.verdict), "the reward shows no rise")
+    return (
+        f"**{label}** from {few} to {many} samples: {said} (reward {reward.signed}, judge "
+        f"{judge.signed}; {reward.prompts} prompts)."
+    )
+
+
 def budget_table(table: "pd.DataFrame") -> "pd.DataFrame":
     """One row per budget: means of each measure and series, and AISP's lead with its interval."""
     import pandas as pd
@@ -217,7 +277,7 @@ def budget_table(table: "pd.DataFrame") -> "pd.DataFrame":
     series = list(dict.fromkeys(table["label"]))
     rows: dict[int, dict[tuple[str, str], str]] = {}
     for samples, of in table.groupby("samples"):
-        row = {}
+        row: dict[tuple[str, str], str] = {}
         for measure in ("reward", "judged", "surprisal"):
             means = of.groupby("label")[measure].mean()
             row |= {(_named(measure), x): f"{means[x]:.2f}" for x in series}

@@ -174,7 +174,7 @@ def across(by_set: Mapping[str, Contrast]) -> str:
     """
     *sets, (_, last) = by_set.items()
     alone = "; ".join(f"{name} {c.signed}, {c.verdict}" for name, c in sets)
-    return f"{last.sentence()} Set by set: {alone}." if sets else last.sentence()
+    return f"{last.sentence()} Set by set: {alone}." if len(sets) > 1 else last.sentence()
 
 
 def leader(records: "pd.DataFrame", measure: str = "reward") -> str:

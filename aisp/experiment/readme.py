@@ -78,10 +78,21 @@ def render(text: str, made: dict[str, str]) -> str:
 
 
 def typed(text: str) -> list[str]:
-    """Numbers outside the blocks that look like results: intervals, and signed decimals."""
-    number = r"[+−-]?\d+(?:\.\d+)?"
-    pattern = rf"\[{number}, {number}\]|(?<![\w.])[+−-]\d+\.\d+"
-    return re.findall(pattern, BLOCK.sub("", text))
+    """Numbers outside the blocks that look like results: intervals, signed or two-digit decimals.
+
+    Code (indented lines) and versions of Python are none.
+    """
+    plain = re.sub(r"^    .*$|Python \d\.\d+", "", BLOCK.sub("", text), flags=re.MULTILINE)
+    patterns = (
+        r"\[[+-]?\d[\d.]*, [+-]?\d[\d.]*\]",
+        r"(?<![\w.])[+-]\d+\.\d+",
+        r"(?<![\w.+-])\d+\.\d\d\b",
+    )
+    found: list[str] = []
+    for pattern in patterns:
+        found += re.findall(pattern, plain)
+        plain = re.sub(pattern, "", plain)
+    return found
 
 
 def _ablations(path: Path) -> tuple["pd.DataFrame", dict[str, ablations.Question]]:

@@ -1,6 +1,6 @@
 """The figures of notebook 07: settings side by side, and what more samples buy."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -111,7 +111,8 @@ def dials(effects: "pd.DataFrame") -> "Figure":
     import matplotlib.pyplot as plt
 
     titles = {"change": "AISP minus AISP\nat the standard", "adaptation": "AISP minus\nnoise only"}
-    columns = list(dict.fromkeys(effects["dial"]))
+    columns, look = list(dict.fromkeys(effects["dial"])), looks(["AISP"])["AISP"]
+    signs: dict[str, Any] = {"color": look.color, "marker": look.marker, "ms": 4, "capsize": 2}
     settings = {x: effects[effects["dial"] == x].drop_duplicates("setting") for x in columns}
     size = {"width_ratios": [len(of) + 1 for of in settings.values()]}
     fig, axes = plt.subplots(
@@ -124,9 +125,9 @@ def dials(effects: "pd.DataFrame") -> "Figure":
             rows = effects[(effects["dial"] == dial) & (effects["kind"] == kind)]
             for one in rows[rows["verdict"].notna()].itertuples():
                 bars = [[one.difference - one.low], [one.high - one.difference]]
-                face = "white" if one.verdict == "undecided" else "C0"
+                face = "white" if one.verdict == "undecided" else look.color
                 x = place[one.setting]
-                ax.errorbar(x, one.difference, bars, fmt="o", ms=4, capsize=2, color="C0", mfc=face)
+                ax.errorbar(x, one.difference, bars, mfc=face, **signs)
         column[0].set_title(_folded(names["axis"].iloc[0]), fontsize=7)
         column[1].set_xticks(range(len(place)), place, rotation=60)
         column[1].set_xlim(-0.6, len(place) - 0.4)
@@ -140,6 +141,12 @@ def dials(effects: "pd.DataFrame") -> "Figure":
         "bold: the standard setting",
         fontsize=7,
     )
+    # The layout at the resolution of files (`base.style`), kept: it would move a little with every
+    # drawing and resolution, and the file with it.
+    shown, fig.dpi = fig.dpi, 300
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    fig.dpi = shown
     return fig
 
 

@@ -4,7 +4,19 @@ import pandas as pd
 import pytest
 
 from aisp import experiment
-from aisp.experiment.findings import Contrast, contrast, origin, shown
+from aisp.experiment.findings import (
+    Contrast,
+    across,
+    caution,
+    confirmed,
+    contrast,
+    gap,
+    grouped,
+    leader,
+    moved,
+    origin,
+    shown,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +82,75 @@ def test_the_origin_names_what_results_are_of():
     assert (
         "Read 288 records from data/results/cpu/main_results.jsonl" in words and "seeds 0" in words
     )
+
+
+# -- several differences in one sentence ----------------------------------------------------------
+
+
+def found(difference, low, high, prompts=16, measure="reward"):
+    return Contrast("A", "B", prompts, difference, low, high, measure)
+
+
+UP, DOWN, NONE = found(0.5, 0.2, 0.8), found(-0.5, -0.8, -0.2), found(0.1, -0.2, 0.4, 14)
+
+
+def test_other_measures_are_named_in_their_sentence():
+    assert found(2, 1, 3, measure="length").sentence().startswith("In length, **A** is above B by")
+
+
+def test_differences_are_sorted_by_their_intervals():
+    words = grouped("**A minus it**", {"x": NONE, "y": UP, "z": DOWN, "u": UP})
+    assert words == (
+        "**A minus it** is above 0 for y (+0.50 [+0.20, +0.80]), u (+0.50 [+0.20, +0.80]); below 0 "
+        "for z (-0.50 [-0.80, -0.20]); not distinguishable from 0, at this number of prompts, for "
+        "x (+0.10 [-0.20, +0.40]) (14 to 16 prompts)."
+    )
+    assert grouped("A", {"y": UP}) == "A is above 0 for y (+0.50 [+0.20, +0.80]) (16 prompts)."
+    assert grouped("A", {}) == "A: there is nothing to compare."
+
+
+def test_sets_are_listed_behind_all_of_them():
+    words = across({"one": NONE, "two": UP, "together": UP})
+    assert words == (
+        "**A** is above B by 0.50 [0.20, 0.80] (16 prompts). Set by set: one +0.10 [-0.20, +0.40], "
+        "undecided; two +0.50 [+0.20, +0.80], higher."
+    )
+    assert across({"only": UP, "together": UP}) == UP.sentence()
+
+
+def test_the_leader_is_the_highest_mean_and_names_what_is_close():
+    both = records(0.5)
+    third = both[both["label"] == "A"].assign(label="C", reward=lambda x: x["reward"] - 0.01)
+    third.loc[third.index[::2], "reward"] += 0.02 - 0.001
+    words = leader(pd.concat([both, third]))
+    assert words.startswith("**A** has the highest mean reward, 0.85 [")
+    assert "this number of prompts: C (+0.00 [" in words and "B" not in words
+    assert "difference from every other one is above 0" in leader(both)
+    assert leader(both, "judged").startswith("**B** has the highest mean score by the judge, -0.00")
+    assert leader(both.assign(judged=float("nan")), "judged") == "No label has a judged."
+
+
+def test_a_judge_confirms_contradicts_or_does_not_show():
+    reward = {"v": UP, "w": UP, "x": DOWN, "y": NONE, "z": UP}
+    judge = {"v": UP, "w": NONE, "x": UP, "y": UP}
+    assert confirmed("A minus it", reward, judge) == (
+        "A minus it: the judge confirms what the reward shows for v; it does not show it for w; it "
+        "contradicts it for x."
+    )
+    assert "shows no difference" in confirmed("A", {"y": NONE}, judge)
+
+
+def test_a_gap_is_a_contrast_of_differences():
+    values = pd.Series([0.5, float("nan"), 0.7, 0.6], index=list("dcab"))
+    one = gap(values, "A", "B", "judge")
+    assert one[:3] == ("A", "B", 3) and one.difference == pytest.approx(0.6)
+    assert one[4:6] == experiment.bootstrap([0.7, 0.6, 0.5]) and one.measure == "judge"
+    assert gap(values[:0], "A", "B").prompts == 0
+
+
+def test_movements_and_cautions_are_plain_comparisons():
+    assert moved("It", 1.234, 20000, 1) == "It rises from 1.2 to 20,000.0."
+    assert moved("It", 0.5, 0.25) == "It falls from 0.50 to 0.25."
+    assert moved("It", 0.501, 0.5) == "It begins and ends at 0.50."
+    assert caution(records(0)) == ["With 8 prompts, **none of this is evidence**."]
+    assert caution(records(0), fewest=8) == []

@@ -261,7 +261,7 @@ def test_the_records_of_a_file_of_parameters(tmp_path):
     params.write_text("profile: cpu\nname: x\n")
     assert main_results.records_of(params) == experiment.records_path("x", "cpu")
     params.write_text("# nothing\n")
-    assert main_results.records_of(params) == experiment.records_path("main_results", "smoke")
+    assert main_results.records_of(params) == experiment.records_path("main_results", "cpu")
 
 
 def test_methods_may_be_a_list_as_yaml_has_them():

@@ -1,5 +1,6 @@
 """Figures: the data that is drawn, and the provenance beside it."""
 
+import io
 import json
 
 import matplotlib.pyplot as plt
@@ -83,20 +84,15 @@ def test_over_optimization_draws_means_by_budget():
     ]
     table = pd.DataFrame(rows)
     fig = figures.over_optimization(table)
-    means = table.groupby(["label", "samples"])[["surprisal", "reward", "judged"]].mean()
-    for ax, (x, y) in zip(
-        fig.axes,
-        [("surprisal", "reward"), ("surprisal", "judged"), ("reward", "judged")],
-        strict=True,
-    ):
+    means = table.groupby(["label", "samples"])[["reward", "judged", "surprisal"]].mean()
+    for ax, column in zip(fig.axes, means, strict=True):
         drawn = {c.get_label(): c.lines[0].get_xydata() for c in ax.containers}
+        assert list(drawn) == ["AISP", "best-of-n"]
         for label, points in drawn.items():
-            np.testing.assert_allclose(points, means.loc[label, [x, y]])
-        for mark, budget in ("o", 4), ("s", 16):  # open: the smallest; squares: the largest
-            single = [p for p in ax.lines if p.get_marker() == mark and len(p.get_xdata()) == 1]
-            ends = [p.get_xydata()[0] for p in single]
-            np.testing.assert_allclose(ends, means.xs(budget, level="samples")[[x, y]])
-    assert "from 4 (open) to 16 samples (square)" in fig.legends[0].get_title().get_text()
+            np.testing.assert_allclose(points[:, 1], means.loc[label, column])
+            np.testing.assert_allclose(points[:, 0], [4, 8, 16], rtol=0.1)  # side by side
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["4", "8", "16"]
+    assert "means of 5 prompts" in fig.legends[0].get_title().get_text()
 
 
 def test_runtime_draws_speeds_with_the_range_of_their_repeats():
@@ -279,3 +275,46 @@ def test_methods_are_told_apart_in_gray():
     sampling = [x for x in names if x.startswith(("AISP", "noise", "best"))]
     for panel in (sampling, ["AISP", *(x for x in names if x not in sampling)]):
         assert len({figures.METHODS[x][1:] for x in panel}) == len(panel) == 5  # marker and line
+
+
+def test_dials_draw_changes_and_adaptation_on_one_axis():
+    rows = [
+        {"dial": dial, "axis": f"{dial} (of 9)", "setting": setting, "kind": kind}
+        | {"standard": setting == "b", "prompts": 8, "difference": x, "low": x - 1, "high": x + 1}
+        | {"verdict": "higher" if x > 1 else "undecided"}
+        for dial in ("sigma", "tau")
+        for kind in ("change", "adaptation")
+        for setting, x in (("a", 2.0), ("b", 0.5))
+    ]
+    table = pd.DataFrame(rows)
+    table.loc[table["standard"] & (table["kind"] == "change"), "verdict"] = None
+    figures.style()
+    fig = figures.dials(table)
+    assert len(fig.axes) == 4 and len({ax.get_ylim() for ax in fig.axes}) == 1
+    points = [c.lines[0] for c in fig.axes[2].containers]
+    assert [p.get_xydata().tolist() for p in points] == [[[0, 2]], [[1, 0.5]]]
+    assert [p.get_markerfacecolor() == "white" for p in points] == [False, True]
+    assert len(fig.axes[0].containers) == 1  # the standard setting is the zero line
+    weights = {t.get_text(): t.get_fontweight() for t in fig.axes[2].get_xticklabels()}
+    assert weights == {"a": "normal", "b": "bold"}
+    assert fig.axes[0].get_title() == "sigma\n(of 9)"
+
+
+def test_dials_are_the_same_file_however_often_they_are_shown():
+    def picture(fig):
+        file = io.BytesIO()
+        fig.savefig(file)
+        return file.getvalue()
+
+    row = {"dial": "tau", "axis": "tau (of 48 steps)", "standard": False, "prompts": 8}
+    row |= {"difference": 1.0, "low": 0.5, "high": 1.5, "verdict": "higher"}
+    table = pd.DataFrame(
+        [row | {"setting": x, "kind": k} for x in ("12", "24") for k in ("change", "adaptation")]
+    )
+    figures.style()
+    fig = figures.dials(table)
+    first = picture(fig)
+    fig.savefig(io.BytesIO(), dpi=70)
+    assert picture(fig) == first
+    plt.rcParams["figure.dpi"] = 70
+    assert picture(figures.dials(table)) == first
