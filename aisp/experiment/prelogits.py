@@ -4,9 +4,9 @@ The measurements need a language model and minutes, so that `measured` keeps the
 records.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +61,10 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
     size = SIZES[choice("profile", profile, list(SIZES))]
     made = {"policy": "embedded", "prompt set": "builtin", "sigma": sigma, "seed": seed, **size}
     folder = records_path("prelogits", profile).parent
+<<<<<<< HEAD
+=======
+    places: dict[str, Any] = {"positions": size["positions"], "draws": size["draws"]}
+>>>>>>> wip-nb-d
 
     @cache
     def data() -> tuple[Policy, diagnostics.Prelogits]:
@@ -74,6 +78,7 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
     def points() -> dict[str, Tensor]:
         return sets(*data(), sigma=sigma, seed=seed)
 
+<<<<<<< HEAD
     compute = {
         "normality": lambda: normality(points(), twins=size["twins"], seed=seed),
         "shape": lambda: shape(one_of_each(points()), seed=seed),
@@ -88,6 +93,18 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
         return computed_once(path, [], lambda: compute[name]().round(7), **made)
 
     return Tables(**{name: table(name) for name in compute})
+=======
+    def kept(name: str, compute: "Callable[[], pd.DataFrame]") -> "pd.DataFrame":
+        path = folder / f"prelogits_{name}.csv"
+        return computed_once(path, [], lambda: compute().round(7), **made)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return Tables(
+        kept("normality", lambda: normality(points(), twins=size["twins"], seed=seed)),
+        kept("shape", lambda: shape(one_of_each(points()), seed=seed)),
+        kept("noise", lambda: noise_as_sampler(*data(), SIGMAS, seed=seed, **places)),
+    )
+>>>>>>> wip-nb-d
 
 
 def sets(

@@ -96,8 +96,12 @@ def read(path: Path) -> Stored:
     return Stored(about, tables)
 
 
-def origin(path: Path, stored: Stored) -> Any:
-    """One paragraph, Markdown for Jupyter: which machine was measured, when, and by which code."""
+def origin(path: Path, stored: Stored, *, now: bool = False) -> Any:
+    """One paragraph, Markdown for Jupyter: which machine was measured, when, and by which code.
+
+    Args:
+        now: this execution measured it, instead of only reading the file.
+    """
     from IPython.display import Markdown
 
     about = stored.about
@@ -105,10 +109,16 @@ def origin(path: Path, stored: Stored) -> Any:
     made = f"{device}, {about['dtype'].removeprefix('torch.')}, torch {about['packages']['torch']}"
     inside = path.resolve().is_relative_to(provenance.checkout())
     place = path.resolve().relative_to(provenance.checkout()) if inside else path.name
+    source = (
+        f"Measured now, and written to {place}."
+        if now
+        else f"Read from {place}, not measured now: to measure this machine, set measure to True."
+    )
+    once = about["repeats"] == 1
+    caution = " **A single run tells nothing of the noise: no evidence.**" if once else ""
     return Markdown(
-        f"*Embedded model on {made}; measured on {about['date']}, {about['repeats']} runs of each "
-        f"side, commit {str(about['commit'])[:7]}. Read from {place}, not measured now: to measure "
-        "this machine, set measure to True.*"
+        f"*Embedded model on {made}; measured on {about['date']}, {about['repeats']} "
+        f"run{'s' * (not once)} of each side, commit {str(about['commit'])[:7]}. {source}*{caution}"
     )
 
 

@@ -56,8 +56,12 @@ def _with_bars(
     """Means with bars from the columns (mean, low, high) of a table."""
     middle, low, high = columns
     bars = [table[middle] - table[low], table[high] - table[middle]]
+<<<<<<< HEAD
     signs: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": "none"}
     ax.errorbar(x, table[middle], yerr=bars, ms=4, capsize=2, label=label, **signs)
+=======
+    ax.errorbar(x, table[middle], yerr=bars, ms=4, capsize=2, label=label, **look.point)
+>>>>>>> wip-nb-d
 
 
 @labeled
@@ -88,6 +92,7 @@ def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
             bars = np.abs(np.array(band).T - mean.to_numpy())
             x = mean.index * 2 ** (0.12 * (i - (len(labels) - 1) / 2))  # side by side
 <<<<<<< HEAD
+<<<<<<< HEAD
             signs: dict[str, Any] = {
                 "color": look.color,
                 "marker": look.marker,
@@ -98,6 +103,9 @@ def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
             signs: dict[str, Any] = {"color": look.color, "marker": look.marker}
             ax.errorbar(x, mean, bars, ms=3, label=label, linestyle=look.line, **signs)
 >>>>>>> wip-nb-c
+=======
+            ax.errorbar(x, mean, bars, ms=3, label=label, **look.signs)
+>>>>>>> wip-nb-d
         ax.set_xscale("log", base=2)
         ax.set_xticks(sizes, sizes)
         ax.minorticks_off()

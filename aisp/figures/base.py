@@ -25,6 +25,16 @@ class Look(NamedTuple):
     marker: str
     line: str | tuple  # a line style of matplotlib
 
+    @property
+    def signs(self) -> dict[str, Any]:
+        """All three, as matplotlib's `plot` and `errorbar` take them."""
+        return {"color": self.color, "marker": self.marker, "linestyle": self.line}
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """Color and marker, without a line."""
+        return self.signs | {"linestyle": "none"}
+
 
 # The order and the look of the methods in every figure. The colors are told apart by color-blind
 # readers (from seaborn's and Paul Tol's sets), and those that share a panel by the other signs in gray.

@@ -69,8 +69,7 @@ def residual_alignment(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure
             low, high = bootstrap(values, draws=draws)
             mean = values.mean()
             bars = [[mean - low], [high - mean]]
-            signs = {"color": drawn[label].color, "marker": drawn[label].marker}
-            ax.errorbar(mean, y, xerr=bars, markersize=4, capsize=2, **signs)
+            ax.errorbar(mean, y, xerr=bars, markersize=4, capsize=2, **drawn[label].point)
         ax.set_xlabel("reward")
         ax.set_title(f"{title}, mean of {prompts} prompts", loc="left")
     axes[0].set_yticks(range(len(labels)), labels)
@@ -106,8 +105,7 @@ def deferral(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
                 interval = bootstrap(values, draws=draws)
                 points.append((group["deferred"].mean(), values.mean(), *interval))
             x, y, low, high = np.array(sorted(points)).T
-            signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
-            ax.errorbar(x, y, (y - low, high - y), markersize=3.5, label=rule, **signs)
+            ax.errorbar(x, y, (y - low, high - y), markersize=3.5, label=rule, **look.signs)
         ax.set_xlabel("mass deferred per token")
     axes[0].set_ylabel("reward")
     axes[0].set_title(f"single response, mean of {table['prompt'].nunique()} prompts", loc="left")
@@ -140,7 +138,11 @@ def reward_guided(
     middle.set(xlabel="step of the response", ylabel="correlation within a prompt")
     middle.set_title("value function and final reward", loc="left", fontsize=7)
     _by_setting(right, re_control, "mean", "mean of the samples", METHODS["RE-Control"])
-    best = {"color": METHODS["RE-Control"].color, "mfc": "white", "label": "best of n"}
+    best: dict[str, Any] = {
+        "color": METHODS["RE-Control"].color,
+        "mfc": "white",
+        "label": "best of n",
+    }
     right.plot(range(len(re_control)), re_control["best"], "s--", ms=4, **best)
     right.set(xlabel="RE-Control: step size", ylabel="reward")
     right.legend()
@@ -151,7 +153,11 @@ def _by_setting(ax: "Axes", table: "pd.DataFrame", column: str, label: str, look
     """Means with bootstrap 95% intervals over evenly spaced settings, named by their last word."""
     x = range(len(table))
     low_high = [table[column] - table["low"], table["high"] - table[column]]
+<<<<<<< HEAD
     signs: dict[str, Any] = {"color": look.color, "marker": look.marker}
+=======
+    signs = look.signs | {"linestyle": "-"}
+>>>>>>> wip-nb-d
     ax.errorbar(x, table[column], yerr=low_high, ms=3.5, capsize=2, label=label, **signs)
     ax.set_xticks(x, [name.split()[-1] for name in table.index])
     ax.set_title("95% bootstrap intervals over prompts", loc="left", fontsize=7)

@@ -28,8 +28,7 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
         speed, x = group["tokens_per_second"], group["responses"]
         count = speed * group["seconds"]
         bars = np.array([speed - count / group["high"], count / group["low"] - speed])
-        signs = {"color": look.color, "marker": look.marker, "linestyle": look.line}
-        left.errorbar(x, speed, yerr=bars, label=name, ms=4, capsize=2, **signs)
+        left.errorbar(x, speed, yerr=bars, label=name, ms=4, capsize=2, **look.signs)
     sizes = sorted(generate["responses"].unique())
     left.set(xscale="log", xlabel="responses decoded together", ylabel="tokens per second")
     left.set_xticks(sizes, sizes)

@@ -49,6 +49,7 @@ def theory_flow() -> "Figure":
     boxes: dict[str, Any] = {}
     for name, x, y, text, color in _BOXES:
         box = {"boxstyle": "round,pad=0.5", "fc": "white", "ec": color, "lw": 1.2}
+<<<<<<< HEAD
         at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "bbox": box}
         boxes[name] = ax.text(x, y, text, **at).get_bbox_patch()
     for start, here, end, to, color, line, bend in _ARROWS:
@@ -56,6 +57,15 @@ def theory_flow() -> "Figure":
         arrow |= {"shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}"}
         ends: dict[str, Any] = {"xycoords": boxes[end], "textcoords": boxes[start]}
         ax.annotate("", xy=to, xytext=here, arrowprops=arrow, **ends)
+=======
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "bbox": box}
+        boxes[name] = ax.text(x, y, text, **middle).get_bbox_patch()
+    for start, at, end, to, color, line, bend in _ARROWS:
+        arrow: dict[str, Any] = {"arrowstyle": "->", "color": color, "lw": 1.2, "ls": line}
+        arrow |= {"shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}"}
+        ends: dict[str, Any] = {"xycoords": boxes[end], "textcoords": boxes[start]}
+        ax.annotate("", xy=to, xytext=at, arrowprops=arrow, **ends)
+>>>>>>> wip-nb-d
     ax.text(36, 33.5, "append $y_t$: next step", ha="center", va="center", fontsize=7, color=_GRAY)
     ax.text(62, 6, "$\\kappa$ times", ha="center", fontsize=7, color=_AISP)
     return fig
@@ -99,7 +109,7 @@ def theory_snis_bias(table: "pd.DataFrame") -> "Figure":
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots()
-    bars = {"yerr": 2 * table["se"], "fmt": "o", "ms": 4, "capsize": 2}
+    bars: dict[str, Any] = {"yerr": 2 * table["se"], "fmt": "o", "ms": 4, "capsize": 2}
     ax.errorbar(table["n"], -table["bias"], label="measured (2 s.e.)", **bars)
     ax.plot(table["n"], -table["leading"], label=r"$\sigma^2\|b\|\,e^{\sigma^2\|b\|^2}/n$", **BOUND)
     ax.set(
@@ -132,7 +142,7 @@ def theory_alpha(table: "pd.DataFrame", n: int) -> "Figure":
     groups = {f"$U={scale:g}\\,U^*$": group for scale, group in table.groupby("scale")}
     for label, look in looks(groups).items():
         group = groups[label]
-        signs = {"color": look.color, "marker": look.marker, "ms": 3.5}
+        signs: dict[str, Any] = {"color": look.color, "marker": look.marker, "ms": 3.5}
         left.plot(group["alpha"], group["bias"], color=look.color, lw=1)
         left.plot(group["alpha"], group["rmse"], ls="none", **signs)
         right.plot(group["alpha"], group["ess"], label=label, lw=1, **signs)
@@ -155,7 +165,13 @@ def theory_iteration(table: "pd.DataFrame") -> "Figure":
     for alpha, (label, look) in _alphas(table["alpha"].unique()).items():
         of = table[table["alpha"] == alpha]
         sampled, exact = of[np.isfinite(of["samples"])], of[np.isinf(of["samples"])]
-        signs = {"color": look.color, "lw": 1.2, "marker": look.marker, "ms": 3, "label": label}
+        signs: dict[str, Any] = {
+            "color": look.color,
+            "lw": 1.2,
+            "marker": look.marker,
+            "ms": 3,
+            "label": label,
+        }
         for column, ax in panels.items():
             ax.plot(sampled["iteration"], sampled[column], **signs)
             ax.plot(exact["iteration"], exact[column], color=look.color, lw=0.8, ls="--")
@@ -163,7 +179,7 @@ def theory_iteration(table: "pd.DataFrame") -> "Figure":
     panels["distance"].set(ylabel=r"$\|U-U^*\|$")
     panels["ess"].set(xlabel="iteration", ylabel="ESS / n", ylim=(0, None))
     panels["reward"].set(xlabel="iteration", ylabel="mean reward of the samples")
-    dashed = {"color": "0.3", "lw": 0.8, "ls": "--", "label": r"$n=\infty$, exact"}
+    dashed: dict[str, Any] = {"color": "0.3", "lw": 0.8, "ls": "--", "label": r"$n=\infty$, exact"}
     panels["distance"].plot([], [], **dashed)
     panels["distance"].legend(loc="upper left")
     return fig
@@ -183,7 +199,12 @@ def theory_n_vs_kappa(table: "pd.DataFrame", best: float) -> "Figure":
     x = range(len(pairs))
     for alpha, (label, look) in _alphas(table["alpha"].unique()).items():
         group = table[table["alpha"] == alpha]
-        signs = {"color": look.color, "marker": look.marker, "ms": 4, "label": label}
+        signs: dict[str, Any] = {
+            "color": look.color,
+            "marker": look.marker,
+            "ms": 4,
+            "label": label,
+        }
         left.plot(x, group["error"], **signs)
         right.errorbar(x, group["reward"], yerr=2 * group["se"], capsize=2, **signs)
     draws = int((pairs["n"] * pairs["kappa"]).iloc[0])
@@ -228,7 +249,7 @@ def theory_gaussianity(table: "pd.DataFrame", components: int) -> "Figure":
     left, middle, right = axes
     for label, look in looks(table["set"]).items():
         of = {panel: group for panel, group in table[table["set"] == label].groupby("panel")}
-        points = {"color": look.color, "ls": "none", "marker": look.marker, "ms": 2}
+        points: dict[str, Any] = {"color": look.color, "ls": "none", "marker": look.marker, "ms": 2}
         one = of["marginals"]
         left.plot(one["x"], one["y"], color=look.color, ls=look.line, label=label)
         left.fill_between(one["x"], one["low"], one["high"], color=look.color, alpha=0.12, lw=0)
@@ -253,8 +274,8 @@ def theory_noise_temperature(table: "pd.DataFrame") -> "Figure":
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.3))
-    noise = {"color": _NOISE, "ms": 3.5, "label": r"$\arg\max W(z+v)$"}
-    softmax = {"color": FURTHER[0], "ms": 3.5, "label": "softmax at that $T$"}
+    noise: dict[str, Any] = {"color": _NOISE, "ms": 3.5, "label": r"$\arg\max W(z+v)$"}
+    softmax: dict[str, Any] = {"color": FURTHER[0], "ms": 3.5, "label": "softmax at that $T$"}
     axes[0].plot(
         table["sigma"], table["T matched"], "o-", color=_NOISE, ms=3.5, label="same entropy"
     )

@@ -150,7 +150,11 @@ def iterations(
     import pandas as pd
 
     U_star = lm.tilted_mean()
+<<<<<<< HEAD
     rows: list[Any] = []
+=======
+    rows: list[tuple[float, ...]] = []
+>>>>>>> wip-nb-d
     for alpha, path in sampled.items():
         U, last = path["U"], path["ess"].shape[1]
         for k in range(last + 1):

@@ -38,3 +38,19 @@ def test_sets_are_read_with_their_measures_and_together(tmp_path):
         prompt_sets.TOGETHER: (6, -1.0),
     }
     assert prompt_sets.by_set(found, "AISP", "KAD") == {}
+
+
+def test_differences_stand_by_pair_and_set_where_both_labels_are(tmp_path):
+    write(tmp_path, "main_results", 1.0, judged=True)
+    write(tmp_path, "main_results_hh", 3.0, judged=False)
+    found = prompt_sets.stored_sets(tmp_path)
+    pairs = [("AISP", BASELINE), ("AISP", "KAD")]
+    table = prompt_sets.differences(found, pairs)
+    assert list(table.index) == [f"AISP minus {BASELINE}"]  # no set has KAD
+    assert table.iloc[0].tolist()[:2] == ["+1.00 [+1.00, +1.00]", "+3.00 [+3.00, +3.00]"]
+    judged = prompt_sets.differences(found, pairs, "judged")
+    assert judged["HH-RLHF"].tolist() == [""] and judged["built-in"].iloc[0].startswith("-1.00")
+    one = prompt_sets.by_pair(found["built-in"], pairs)
+    assert {name: c.difference for name, c in one.items()} == {f"AISP minus {BASELINE}": 1.0}
+    assert prompt_sets.by_pair(found["HH-RLHF"], pairs, "judged") == {}
+    assert prompt_sets.differences({}, pairs).empty
