@@ -61,10 +61,7 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
     size = SIZES[choice("profile", profile, list(SIZES))]
     made = {"policy": "embedded", "prompt set": "builtin", "sigma": sigma, "seed": seed, **size}
     folder = records_path("prelogits", profile).parent
-<<<<<<< HEAD
-=======
     places: dict[str, Any] = {"positions": size["positions"], "draws": size["draws"]}
->>>>>>> wip-nb-d
 
     @cache
     def data() -> tuple[Policy, diagnostics.Prelogits]:
@@ -78,22 +75,6 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
     def points() -> dict[str, Tensor]:
         return sets(*data(), sigma=sigma, seed=seed)
 
-<<<<<<< HEAD
-    compute = {
-        "normality": lambda: normality(points(), twins=size["twins"], seed=seed),
-        "shape": lambda: shape(one_of_each(points()), seed=seed),
-        "noise": lambda: noise_as_sampler(
-            *data(), SIGMAS, positions=size["positions"], draws=size["draws"], seed=seed
-        ),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def table(name: str) -> "pd.DataFrame":
-        path = folder / f"prelogits_{name}.csv"
-        return computed_once(path, [], lambda: compute[name]().round(7), **made)
-
-    return Tables(**{name: table(name) for name in compute})
-=======
     def kept(name: str, compute: "Callable[[], pd.DataFrame]") -> "pd.DataFrame":
         path = folder / f"prelogits_{name}.csv"
         return computed_once(path, [], lambda: compute().round(7), **made)
@@ -104,7 +85,6 @@ def measured(profile: str, *, sigma: float, seed: int) -> Tables:
         kept("shape", lambda: shape(one_of_each(points()), seed=seed)),
         kept("noise", lambda: noise_as_sampler(*data(), SIGMAS, seed=seed, **places)),
     )
->>>>>>> wip-nb-d
 
 
 def sets(

@@ -56,12 +56,7 @@ def _with_bars(
     """Means with bars from the columns (mean, low, high) of a table."""
     middle, low, high = columns
     bars = [table[middle] - table[low], table[high] - table[middle]]
-<<<<<<< HEAD
-    signs: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": "none"}
-    ax.errorbar(x, table[middle], yerr=bars, ms=4, capsize=2, label=label, **signs)
-=======
     ax.errorbar(x, table[middle], yerr=bars, ms=4, capsize=2, label=label, **look.point)
->>>>>>> wip-nb-d
 
 
 @labeled
@@ -91,21 +86,7 @@ def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
             band = [bootstrap(v, draws=draws) for _, v in by_prompt.groupby("samples")]
             bars = np.abs(np.array(band).T - mean.to_numpy())
             x = mean.index * 2 ** (0.12 * (i - (len(labels) - 1) / 2))  # side by side
-<<<<<<< HEAD
-<<<<<<< HEAD
-            signs: dict[str, Any] = {
-                "color": look.color,
-                "marker": look.marker,
-                "linestyle": look.line,
-            }
-            ax.errorbar(x, mean, bars, ms=3, label=label, **signs)
-=======
-            signs: dict[str, Any] = {"color": look.color, "marker": look.marker}
-            ax.errorbar(x, mean, bars, ms=3, label=label, linestyle=look.line, **signs)
->>>>>>> wip-nb-c
-=======
             ax.errorbar(x, mean, bars, ms=3, label=label, **look.signs)
->>>>>>> wip-nb-d
         ax.set_xscale("log", base=2)
         ax.set_xticks(sizes, sizes)
         ax.minorticks_off()

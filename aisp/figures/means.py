@@ -153,11 +153,7 @@ def _by_setting(ax: "Axes", table: "pd.DataFrame", column: str, label: str, look
     """Means with bootstrap 95% intervals over evenly spaced settings, named by their last word."""
     x = range(len(table))
     low_high = [table[column] - table["low"], table["high"] - table[column]]
-<<<<<<< HEAD
-    signs: dict[str, Any] = {"color": look.color, "marker": look.marker}
-=======
     signs = look.signs | {"linestyle": "-"}
->>>>>>> wip-nb-d
     ax.errorbar(x, table[column], yerr=low_high, ms=3.5, capsize=2, label=label, **signs)
     ax.set_xticks(x, [name.split()[-1] for name in table.index])
     ax.set_title("95% bootstrap intervals over prompts", loc="left", fontsize=7)

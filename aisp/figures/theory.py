@@ -46,18 +46,9 @@ def theory_flow() -> "Figure":
     fig, ax = plt.subplots(figsize=(PAGE, 2.1))
     ax.set(xlim=(0, 100), ylim=(0, 36))
     ax.axis("off")
-    boxes: dict[str, Any] = {}
+    boxes = {}
     for name, x, y, text, color in _BOXES:
         box = {"boxstyle": "round,pad=0.5", "fc": "white", "ec": color, "lw": 1.2}
-<<<<<<< HEAD
-        at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "bbox": box}
-        boxes[name] = ax.text(x, y, text, **at).get_bbox_patch()
-    for start, here, end, to, color, line, bend in _ARROWS:
-        arrow = {"arrowstyle": "->", "color": color, "lw": 1.2, "ls": line}
-        arrow |= {"shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}"}
-        ends: dict[str, Any] = {"xycoords": boxes[end], "textcoords": boxes[start]}
-        ax.annotate("", xy=to, xytext=here, arrowprops=arrow, **ends)
-=======
         middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "bbox": box}
         boxes[name] = ax.text(x, y, text, **middle).get_bbox_patch()
     for start, at, end, to, color, line, bend in _ARROWS:
@@ -65,7 +56,6 @@ def theory_flow() -> "Figure":
         arrow |= {"shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}"}
         ends: dict[str, Any] = {"xycoords": boxes[end], "textcoords": boxes[start]}
         ax.annotate("", xy=to, xytext=at, arrowprops=arrow, **ends)
->>>>>>> wip-nb-d
     ax.text(36, 33.5, "append $y_t$: next step", ha="center", va="center", fontsize=7, color=_GRAY)
     ax.text(62, 6, "$\\kappa$ times", ha="center", fontsize=7, color=_AISP)
     return fig

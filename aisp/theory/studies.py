@@ -97,8 +97,7 @@ def alpha_trade(
     """
     import pandas as pd
 
-    U_star = lm.tilted_mean()
-    rows: list[Any] = []
+    U_star, rows = lm.tilted_mean(), []
     for scale in scales:
         for alpha in alphas:
             U = (scale * U_star).expand(repeats, *lm.shape)
@@ -150,11 +149,7 @@ def iterations(
     import pandas as pd
 
     U_star = lm.tilted_mean()
-<<<<<<< HEAD
-    rows: list[Any] = []
-=======
     rows: list[tuple[float, ...]] = []
->>>>>>> wip-nb-d
     for alpha, path in sampled.items():
         U, last = path["U"], path["ess"].shape[1]
         for k in range(last + 1):
@@ -193,8 +188,7 @@ def splits(
     """
     import pandas as pd
 
-    U_star = lm.tilted_mean()
-    rows: list[Any] = []
+    U_star, rows = lm.tilted_mean(), []
     for alpha in alphas:
         for n, kappa in pairs:
             own = AISPConfig(n=n, kappa=kappa, alpha=alpha, **config)

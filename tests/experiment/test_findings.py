@@ -6,26 +6,19 @@ import pytest
 from aisp import experiment
 from aisp.experiment.findings import (
     Contrast,
-<<<<<<< HEAD
-    association,
-    caution,
-    contrast,
-    highest,
-    origin,
-    shown,
-    tally,
-=======
     across,
+    association,
     caution,
     confirmed,
     contrast,
     gap,
     grouped,
+    highest,
     leader,
     moved,
     origin,
     shown,
->>>>>>> wip-nb-c
+    tally,
 )
 
 
@@ -94,7 +87,6 @@ def test_the_origin_names_what_results_are_of():
     )
 
 
-<<<<<<< HEAD
 def test_a_tally_counts_the_intervals_without_0_beside_what_chance_gives():
     clear, not_clear = Contrast("A", "B", 9, 0.5, 0.2, 0.8), Contrast("A", "C", 9, 0.1, -0.2, 0.4)
     assert tally([clear, not_clear]).startswith("1 of the 2 intervals excludes 0.")
@@ -138,7 +130,8 @@ def test_conclusions_from_few_prompts_say_so():
     some = pd.DataFrame({"prompt": [f"p{i}" for i in range(24)]})
     assert caution(some) == []
     assert caution(some[:2]) == ["With 2 prompts, **none of this is evidence**."]
-=======
+
+
 # -- several differences in one sentence ----------------------------------------------------------
 
 
@@ -209,4 +202,3 @@ def test_movements_and_cautions_are_plain_comparisons():
     assert moved("It", 0.501, 0.5) == "It begins and ends at 0.50."
     assert caution(records(0)) == ["With 8 prompts, **none of this is evidence**."]
     assert caution(records(0), fewest=8) == []
->>>>>>> wip-nb-c

@@ -85,15 +85,6 @@ def test_over_optimization_draws_means_by_budget():
     table = pd.DataFrame(rows)
     fig = figures.over_optimization(table)
     means = table.groupby(["label", "samples"])[["reward", "judged", "surprisal"]].mean()
-<<<<<<< HEAD
-    for ax, column in zip(fig.axes, means.columns, strict=True):
-        drawn = {c.get_label(): c.lines[0].get_xydata() for c in ax.containers}
-        assert set(drawn) == {"AISP", "best-of-n"}
-        for label, points in drawn.items():
-            np.testing.assert_allclose(points[:, 1], means.loc[label, column])
-            # Side by side around their budget, nearer to it than to the next one.
-            assert (abs(np.log2(points[:, 0] / [4, 8, 16])) < 0.1).all()
-=======
     for ax, column in zip(fig.axes, means, strict=True):
         drawn = {c.get_label(): c.lines[0].get_xydata() for c in ax.containers}
         assert list(drawn) == ["AISP", "best-of-n"]
@@ -101,7 +92,6 @@ def test_over_optimization_draws_means_by_budget():
             np.testing.assert_allclose(points[:, 1], means.loc[label, column])
             np.testing.assert_allclose(points[:, 0], [4, 8, 16], rtol=0.1)  # side by side
         assert [t.get_text() for t in ax.get_xticklabels()] == ["4", "8", "16"]
->>>>>>> wip-nb-c
     assert "means of 5 prompts" in fig.legends[0].get_title().get_text()
 
 
