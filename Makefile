@@ -85,6 +85,7 @@ test: setup ## lint, check types, run the fast tests, and execute every notebook
 	@for notebook in $(NOTEBOOKS); do \
 		$(PY) -m papermill "$$notebook" "outputs/smoke/$${notebook##*/}" -p profile smoke --prepare-only --log-level ERROR || exit 1; \
 	done
+	@$(PY) -m jupyter nbconvert --log-level WARN --clear-output --inplace outputs/smoke/*.ipynb
 	$(NBVAL) --nbval-lax outputs/smoke/*.ipynb
 # As stored, on the stored records: cells marked NBVAL_CHECK_OUTPUT must print what they print there.
 	$(NBVAL) --nbval-lax $(NOTEBOOKS)
