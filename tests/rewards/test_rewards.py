@@ -154,7 +154,7 @@ def test_a_reward_cannot_change_the_prompt(tiny):
         seen.clear()
         aisp.align([messages, prompt], tiny(), changing, **options)
         assert messages == list(prompt.messages) == [{"role": "user", "content": "Hi"}]
-        assert set(seen) == {"Hi"} or isinstance(changing, OfAClass)
+        assert seen == ["Hi"] * 8
 
 
 def test_an_error_names_the_prompt_whatever_the_reward_did_to_it():
