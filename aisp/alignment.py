@@ -6,7 +6,7 @@ against samples line up.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,11 @@ from aisp import display
 from aisp.policy import Policy
 from aisp.prompts import as_messages
 from aisp.rewards.base import Reward
-from aisp.state import Info, SearchConfig, SearchState
+from aisp.state import Info, Method, SearchConfig, SearchState
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-Step = Callable[[SearchState, Policy, Reward, SearchConfig], tuple[SearchState, Info]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +36,8 @@ class Alignment:
             normalized log importance weight within its iteration; NaN for methods without one).
         history: one row per iteration: iteration, reward_mean, reward_std, reward_max, reward_best
             (so far), ess, kl (of the proposal that was drawn from, in nats), tokens, seconds (wall
-            clock of the iteration, divided equally among the prompts decoded in one batch), and
+            clock of the iteration, divided equally among the prompts decoded in one batch; of
+            iterations that were decoded together, the first one has the time of decoding), and
             what a method adds, such as reward_calls.
         config, seed, method: what produced it.
         interrupted: stopped by the keyboard before the budget was used.
@@ -93,17 +92,16 @@ def search(
     policy: Policy,
     reward: Reward,
     config: SearchConfig,
-    step: Step,
+    method: Method,
     *,
-    method: str,
+    name: str,
     progress: bool = True,
 ) -> list[Alignment]:
     """Run up to kappa iterations of a method.
 
     Args:
         state: from the method's `init`, or where an earlier run of it ended.
-        step: the method's.
-        method: its name, for the results.
+        method: what is run, and its name for the results.
 
     Returns:
         One Alignment per prompt; candidates and history are those of this run, the best response
@@ -122,31 +120,39 @@ def search(
     active = list(range(P))
     started = time.perf_counter()
     interrupted = False
-    bar = tqdm(total=config.kappa, desc=method, disable=not progress, unit="iteration")
+    bar = tqdm(total=config.kappa, desc=name, disable=not progress, unit="iteration")
     try:
-        for _ in range(config.kappa):
+        left = config.kappa
+        while left:
             rows = [r for r, i in enumerate(active) if run.within_budget(i, started, config)]
             if not rows:
                 break
             if len(rows) < len(active):
                 state, active = state.select(rows), [active[r] for r in rows]
-            began = time.perf_counter()
-            try:
-                state, info = step(state, policy, reward, config)
-            except Exception as error:
-                run.keep_for(error, state, active)
-                raise
-            run.note(state, info, active, (time.perf_counter() - began) / len(active))
-            del info  # with V, the largest tensor of a run
-            bar.update()
-            bar.set_postfix(best=f"{run.mean_best():.3f}")
+            k = min(left, config.at_once(len(active))) if method.steps else 1
+            left -= k
+            iterations = _iterations(method, state, policy, reward, config, k)
+            for _ in range(k):
+                state = run.take(iterations, state, active, config.n)
+                bar.update()
+                bar.set_postfix(best=f"{run.mean_best():.3f}")
     except KeyboardInterrupt:
         if not all(run.history):  # nothing scored yet: there is nothing to return
             raise
         interrupted = True
     finally:
         bar.close()
-    return run.alignments(config, method, interrupted)
+    return run.alignments(config, name, interrupted)
+
+
+def _iterations(
+    method: Method, state: SearchState, policy: Policy, reward: Reward, config: SearchConfig, k: int
+) -> Iterator[tuple[SearchState, Info]]:
+    """The next k iterations, decoded as one batch where k > 1."""
+    if k > 1 and method.steps:
+        yield from method.steps(state, policy, reward, config, k)
+    else:
+        yield method.step(state, policy, reward, config)
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,23 @@ class _Run:
             return False
         used = sum(h["tokens"] for h in self.history[i])
         return not config.token_budget or used < config.token_budget
+
+    def take(
+        self,
+        iterations: Iterator[tuple[SearchState, Info]],
+        state: SearchState,
+        active: Sequence[int],
+        n: int,
+    ) -> SearchState:
+        """Let one iteration happen and write it down; or give its error what there is."""
+        began = time.perf_counter()
+        try:
+            state, info = next(iterations)
+        except Exception as error:
+            self.keep_for(error, state, active, n)
+            raise
+        self.note(state, info, active, (time.perf_counter() - began) / len(active))
+        return state
 
     def note(self, state: SearchState, info: Info, active: Sequence[int], seconds: float) -> None:
         """Write down one iteration, whose row r belongs to prompt active[r]."""
@@ -190,12 +213,14 @@ class _Run:
             self.history[i].append(about)
             self.states[i] = own
 
-    def keep_for(self, error: Exception, state: SearchState, active: Sequence[int]) -> None:
+    def keep_for(self, error: Exception, state: SearchState, active: Sequence[int], n: int) -> None:
         """Give an error what was found until then, and what was decoded and not scored."""
         import pandas as pd
 
         for row, texts in enumerate(getattr(error, "texts", None) or ()):
-            self.candidates[active[row]].extend(_rows(state.iteration, texts))
+            for i in range(0, len(texts), n):  # n of each iteration that was decoded
+                kept = _rows(state.iteration + i // n, texts[i : i + n])
+                self.candidates[active[row]].extend(kept)
         rows = [{"prompt": p} | row for p, found in enumerate(self.candidates) for row in found]
         error.candidates = pd.DataFrame(rows)  # type: ignore[attr-defined]  # of any error
 

@@ -11,8 +11,9 @@ one iteration saw. `aisp.alignment.search` folds `step` over the iterations of a
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
@@ -61,6 +62,10 @@ class SearchConfig:
     def decoding(self) -> Decoding:
         return Decoding(self.temperature, self.top_k, self.top_p)
 
+    def at_once(self, prompts: int) -> int:
+        """How many iterations of so many prompts are decoded as one batch: 1, one after another."""
+        return 1
+
     def describe(self) -> dict[str, Any]:
         """The parameters as plain JSON; of a model or value function among them, its name.
 
@@ -69,6 +74,30 @@ class SearchConfig:
                 tell from another one.
         """
         return {f.name: _described(f.name, getattr(self, f.name)) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndependentConfig(SearchConfig):
+    """The budget of a method whose iterations do not depend on each other.
+
+    Attributes:
+        rows: decode as many iterations in one batch as make at most so many responses, over all
+            prompts; at least one iteration. Larger batches are faster until a processor is busy,
+            and take memory for the keys and values of all their tokens. In float32 the responses
+            do not depend on it; in bfloat16 rounding does. With a token_budget or second_budget
+            iterations are decoded one by one.
+    """
+
+    rows: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self, "rows")
+
+    def at_once(self, prompts: int) -> int:
+        if self.token_budget or self.second_budget:
+            return 1
+        return max(1, min(self.kappa, self.rows // (prompts * self.n)))
 
 
 class Best(NamedTuple):
@@ -119,9 +148,14 @@ class SearchState:
         best = (Best("", float("-inf")),) * len(listed)
         return cls(prompts=tuple(listed), prefixes=prefixes, seed=seed, best=best, **more)
 
-    def generators(self, device: torch.device) -> list[torch.Generator]:
-        """The sources of randomness of the next iteration, one per prompt."""
-        return [generator(self.seed, p, self.iteration, device) for p in self.prompts]
+    def generators(self, device: torch.device, k: int = 1) -> list[torch.Generator]:
+        """The sources of randomness of the next k iterations, k for each prompt in turn."""
+        steps = range(self.iteration, self.iteration + k)
+        return [generator(self.seed, p, i, device) for p in self.prompts for i in steps]
+
+    def repeated_prefixes(self, k: int) -> list[list[int]]:
+        """Each prefix k times, as the generators of k iterations need them."""
+        return [prefix for prefix in self.prefixes for _ in range(k)]
 
     def select(self, rows: Sequence[int]) -> Self:
         """The state of some of the prompts."""
@@ -178,11 +212,16 @@ class Info:
 
 
 class Method(NamedTuple):
-    """A method: its configuration, and its `init` and `step` as this module describes them."""
+    """A method: its configuration, and its `init` and `step` as this module describes them.
+
+    A method whose iterations do not depend on each other also has `steps`: as `step`, with the
+    number k of iterations as last argument, which decodes them as one batch and yields them in turn.
+    """
 
     config: type[SearchConfig]
     init: Callable[..., SearchState]
     step: Callable[..., tuple[SearchState, Info]]
+    steps: Callable[..., Iterator[tuple[SearchState, Info]]] | None = None
 
 
 State = TypeVar("State", bound=SearchState)
@@ -222,6 +261,34 @@ def unweighted(
         columns=columns,
     )
     return state.advanced(rollout, rewards), info
+
+
+def each_unweighted(
+    state: State,
+    reward: Reward,
+    rollout: Rollout,
+    k: int,
+    columns: Mapping[str, Sequence[float]] | None = None,
+) -> Iterator[tuple[State, Info]]:
+    """The ends of k iterations that were decoded as one batch, each as `unweighted` makes it.
+
+    Args:
+        rollout: P * k groups of responses, the k iterations of a prompt after one another.
+        columns: further columns of the history, P * k values each.
+
+    Raises:
+        RewardError: its `texts` are the responses of all iterations that were not scored.
+    """
+    parts = rollout.interleaved(k)
+    for i, part in enumerate(parts):
+        own = {name: values[i::k] for name, values in (columns or {}).items()}
+        try:
+            state, info = unweighted(state, reward, part, **own)
+        except RewardError as error:
+            unscored = zip(*(p.texts for p in parts[i:]), strict=True)
+            error.texts = [list(chain.from_iterable(texts)) for texts in unscored]
+            raise
+        yield state, info
 
 
 def check_state(state: SearchState, wanted: type[SearchState]) -> None:

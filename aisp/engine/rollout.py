@@ -51,6 +51,18 @@ class Rollout:
         groups = [texts[i : i + n] for i in range(0, len(texts), n)]
         return cls(tokens.view(len(groups), n, -1), lengths.view(-1, n), groups)
 
+    def interleaved(self, k: int) -> "list[Rollout]":
+        """Every k-th prompt from the first on, every k-th from the second on, and so on: k rollouts."""
+        return [
+            Rollout(
+                self.tokens[i::k],
+                self.lengths[i::k],
+                self.texts[i::k],
+                None if self.prelogits is None else self.prelogits[i::k],
+            )
+            for i in range(k)
+        ]
+
 
 @dataclass
 class Step:
@@ -92,7 +104,7 @@ def decode(
     first = steppers[0]
     policy, n, T = first.policy, first.n, first.T
     device = policy.head_device
-    P = len(first.ids)
+    P = first.prompts
     eos = torch.tensor(policy.eos_ids, device=device)
     tokens = torch.full((P * n, T), policy.eos_ids[0] if policy.eos_ids else 0, device=device)
     lengths = torch.full((P * n,), T, device=device)

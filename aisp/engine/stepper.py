@@ -5,13 +5,15 @@ the perturbed decoding rule), so the model itself applies biases, logit scaling
 and soft-capping, and no model code is copied. A prefix runs through the model once per prompt; its
 keys and values are kept once where the model's attention allows that (`aisp.engine.attention`).
 
-Hook and attention are in place only while a `Stepper` runs its model. Several steppers, over one
-model or over models that share weights, can therefore take turns.
+Hook, attention and packed products (`aisp.engine.packed`) are in place only while a `Stepper` runs
+its model. Several steppers, over one model or over models that share weights, can therefore take
+turns.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from aisp.engine.attention import PrefixCache, obstacle_to_sharing, shared_prefix
+from aisp.engine.packed import packed
 from aisp.policy import Policy, prelogits_changed
 
 Edit = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -31,6 +34,7 @@ class Stepper:
     and `keep(rows)` in between drops the other rows.
 
     Attributes:
+        prompts, n: P, and the responses to each.
         z: (R, d) unperturbed pre-logits of the last step.
         edit_notes: (R, k) what `edit` said of its last edits.
     """
@@ -61,13 +65,16 @@ class Stepper:
                 for every response, which is slower.
         """
         self.policy, self.n, self.T, self.edit = policy, n, max_new_tokens, edit
-        self.ids, self.mask, self.positions = left_padded(prefixes, policy)
+        self.prompts = len(prefixes)
+        distinct, self.per_prefix = _merged(prefixes, n)
+        self.ids, self.mask, self.positions = left_padded(distinct, policy)
         self.cache: DynamicCache | PrefixCache = DynamicCache(
             config=policy.model.config.get_text_config()
         )
         self.share = share_prefixes and _may_share_prefixes(policy.model) and max_new_tokens > 1
         self.record = self.share and edit is None and _may_record(policy)
         self.recorded: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self.packed = packed(policy.model)
 
     def start(self, add: Tensor | None = None) -> Tensor:
         """Run the prefixes.
@@ -78,14 +85,15 @@ class Stepper:
         Returns:
             (R, |V|) logits of the first tokens.
         """
-        logits, self.z = self._forward(self.ids, self.positions, add, repeat=self.n)
-        self.positions = self.positions[:, -1:].repeat_interleave(self.n, 0)
+        logits, self.z = self._forward(self.ids, self.positions, add, repeat=self.per_prefix)
+        repeat = self.per_prefix
+        self.positions = self.positions[:, -1:].repeat_interleave(repeat, 0)
         if isinstance(self.cache, DynamicCache) and self.share:
-            self.cache = PrefixCache(self.cache, self.mask, self.n, self.T - 1, static=self.record)
+            self.cache = PrefixCache(self.cache, self.mask, repeat, self.T - 1, static=self.record)
             self.mask = None
         else:
-            self.cache.batch_repeat_interleave(self.n)
-            self.mask = None if self.mask is None else self.mask.repeat_interleave(self.n, 0)
+            self.cache.batch_repeat_interleave(repeat)
+            self.mask = None if self.mask is None else self.mask.repeat_interleave(repeat, 0)
         return logits
 
     def step(self, tokens: Tensor, add: Tensor | None = None) -> Tensor:
@@ -143,7 +151,7 @@ class Stepper:
         attention: AbstractContextManager[None] = nullcontext()
         if isinstance(self.cache, PrefixCache):
             attention = shared_prefix(self.policy.model, self.cache)
-        with prelogits_changed(self.policy.model, change), attention:
+        with self.packed(), prelogits_changed(self.policy.model, change), attention:
             logits = self.policy.model(
                 input_ids=ids,
                 # Shared prefixes need no mask; without one, some models search the ids for
@@ -207,6 +215,15 @@ def _may_share_prefixes(model) -> bool:
 def _may_record(policy: Policy) -> bool:
     """A step becomes a CUDA graph where the whole model is on one GPU."""
     return policy.device.type == "cuda" and policy.device == policy.head_device
+
+
+def _merged(prefixes: Sequence[Sequence[int]], n: int) -> tuple[Sequence[Sequence[int]], int]:
+    """Prefixes that each stand k times in a row, as one each with k * n responses."""
+    runs = [(list(prefix), len(list(run))) for prefix, run in groupby(prefixes, list)]
+    k = runs[0][1]
+    if all(length == k for _, length in runs):
+        return [prefix for prefix, _ in runs], k * n
+    return prefixes, n
 
 
 def left_padded(prefixes, policy) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -235,7 +235,8 @@ def scaling(
         for value in values:
             given = base | {choice("axis", axis, AXES): value}
             size = {name: whole(name, given[name], least=1) for name in AXES}
-            ids = [prefix_of(policy, size["prefix"])] * size["prompts"]
+            one = prefix_of(policy, size["prefix"])  # turned: equal prefixes would be merged
+            ids = [one[i % len(one) :] + one[: i % len(one)] for i in range(size["prompts"])]
             decode = partial(engine, policy, ids, size["responses"], size["tokens"], None)
             run = timed({"": decode}, repeats).iloc[0]
             count = size["prompts"] * size["responses"] * size["tokens"]

@@ -4,18 +4,19 @@ The baseline that every test-time method has to beat at the same number of sampl
 the same batches as AISP, so that curves of best reward against samples used line up.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from aisp.engine.rollout import rollout
 from aisp.policy import Policy
 from aisp.rewards.base import Reward
-from aisp.state import Info, SearchConfig, SearchState, unweighted
+from aisp.state import IndependentConfig, Info, SearchState, each_unweighted
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfNConfig(SearchConfig):
-    """Parameters of best-of-n: those of `SearchConfig`, sampled by default.
+class BestOfNConfig(IndependentConfig):
+    """Parameters of best-of-n: those of `IndependentConfig`, sampled by default.
 
     Attributes:
         temperature: 1 samples from the policy itself.
@@ -35,12 +36,19 @@ def step(
     state: SearchState, policy: Policy, reward: Reward, config: BestOfNConfig
 ) -> tuple[SearchState, Info]:
     """Sample n responses to each prompt; nothing is learned from their rewards."""
+    return next(steps(state, policy, reward, config, 1))
+
+
+def steps(
+    state: SearchState, policy: Policy, reward: Reward, config: BestOfNConfig, k: int
+) -> Iterator[tuple[SearchState, Info]]:
+    """k iterations, decoded as one batch."""
     out = rollout(
         policy,
-        state.prefixes,
+        state.repeated_prefixes(k),
         config.n,
         config.max_new_tokens,
         decoding=config.decoding,
-        generators=state.generators(policy.head_device),
+        generators=state.generators(policy.head_device, k),
     )
-    return unweighted(state, reward, out)
+    yield from each_unweighted(state, reward, out, k)

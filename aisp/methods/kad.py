@@ -17,7 +17,7 @@ greedy solution defers the least likely tokens first, until a token c does not f
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -30,7 +30,14 @@ from aisp.engine.decoding import nucleus
 from aisp.engine.mixture import lockstep, speculative
 from aisp.policy import Policy, require_same_vocabulary
 from aisp.rewards.base import Reward
-from aisp.state import Info, SearchConfig, SearchState, check_state, prompt_list, unweighted
+from aisp.state import (
+    IndependentConfig,
+    Info,
+    SearchState,
+    check_state,
+    each_unweighted,
+    prompt_list,
+)
 
 
 def primal(p: Tensor, q: Tensor, budget: float) -> Tensor:
@@ -75,7 +82,7 @@ def cascade(p: Tensor, q: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KADConfig(SearchConfig):
+class KADConfig(IndependentConfig):
     """Parameters of KAD. The policy that is aligned is the large model p.
 
     Attributes:
@@ -175,23 +182,31 @@ def step(
     Raises:
         ValueError: a model that cannot be decoded speculatively.
     """
+    return next(steps(state, policy, reward, config, 1))
+
+
+def steps(
+    state: KADState, policy: Policy, reward: Reward, config: KADConfig, k: int
+) -> Iterator[tuple[KADState, Info]]:
+    """k iterations, decoded as one batch."""
     check_state(state, KADState)
     ends = tuple(sorted({*policy.eos_ids, *state.aligned.eos_ids}))  # either model may end one
     rule = RULES[config.rule]
     decode = partial(speculative, window=config.window) if config.window else lockstep
+    own = [prefix for prefix in state.aligned_prefixes for _ in range(k)]
     began = time.perf_counter()
     out, notes = decode(
         (replace(policy, eos_ids=ends), state.aligned),
-        (state.prefixes, state.aligned_prefixes),
+        (state.repeated_prefixes(k), own),
         config.n,
         config.max_new_tokens,
         mix=lambda p, q: cascade(p, q, rule(p, q, config.amount)),
         decoding=config.decoding,
-        generators=state.generators(policy.head_device),
+        generators=state.generators(policy.head_device, k),
     )
     speed = int(out.lengths.sum()) / (time.perf_counter() - began)
-    columns = {**notes, "tokens_per_second": [speed] * len(state.prompts)}
-    return unweighted(state, reward, out, **columns)
+    columns = {**notes, "tokens_per_second": [speed] * len(out.texts)}
+    yield from each_unweighted(state, reward, out, k, columns)
 
 
 def _aligned(policy: Policy, config: KADConfig) -> Policy:

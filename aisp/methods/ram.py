@@ -16,7 +16,7 @@ Q is any causal LM with the policy's vocabulary. Most often it is the policy wit
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ from aisp.engine.stepper import Stepper
 from aisp.methods.aligner import load_aligner
 from aisp.policy import Policy
 from aisp.rewards.base import Reward
-from aisp.state import Info, SearchConfig, SearchState, check_state, unweighted
+from aisp.state import IndependentConfig, Info, SearchState, check_state, each_unweighted
 
 
 @dataclass(frozen=True, kw_only=True)
-class RAMConfig(SearchConfig):
-    """Parameters of RAM: those of `SearchConfig`, sampled by default, and its own.
+class RAMConfig(IndependentConfig):
+    """Parameters of RAM: those of `IndependentConfig`, sampled by default, and its own.
 
     The history has, besides the usual columns: kl_step (KL(P_M || Q) of a token in nats, mean over
     tokens), safeguarded (fraction of tokens taken from P_M because of the limit),
@@ -94,10 +94,18 @@ def step(
     state: RAMState, policy: Policy, reward: Reward, config: RAMConfig
 ) -> tuple[RAMState, Info]:
     """Sample from the residually aligned policy; nothing is learned on the way."""
+    return next(steps(state, policy, reward, config, 1))
+
+
+def steps(
+    state: RAMState, policy: Policy, reward: Reward, config: RAMConfig, k: int
+) -> Iterator[tuple[RAMState, Info]]:
+    """k iterations, decoded as one batch."""
     check_state(state, RAMState)
-    sources = state.generators(policy.head_device)
-    out, columns = propose_align_reduce(policy, state.aligner, state.prefixes, config, sources)
-    return unweighted(state, reward, out, **columns)
+    sources = state.generators(policy.head_device, k)
+    prefixes = state.repeated_prefixes(k)
+    out, columns = propose_align_reduce(policy, state.aligner, prefixes, config, sources)
+    yield from each_unweighted(state, reward, out, k, columns)
 
 
 def propose_align_reduce(

@@ -22,9 +22,9 @@ from aisp.state import Method, SearchConfig, SearchState, prompt_list
 METHODS: dict[str, Method] = {
     "aisp": Method(sampler.AISPConfig, sampler.init, sampler.step),
     "args": Method(args.ARGSConfig, args.init, args.step),
-    "best_of_n": Method(best_of_n.BestOfNConfig, best_of_n.init, best_of_n.step),
-    "kad": Method(kad.KADConfig, kad.init, kad.step),
-    "ram": Method(ram.RAMConfig, ram.init, ram.step),
+    "best_of_n": Method(best_of_n.BestOfNConfig, best_of_n.init, best_of_n.step, best_of_n.steps),
+    "kad": Method(kad.KADConfig, kad.init, kad.step, kad.steps),
+    "ram": Method(ram.RAMConfig, ram.init, ram.step, ram.steps),
     "re_control": Method(re_control.ReControlConfig, re_control.init, re_control.step),
 }
 
@@ -101,8 +101,7 @@ def align(
     else:
         begun = _continued(state, listed, seed)
         _check_start(begun, method, policy, config)
-    step = METHODS[method].step
-    outs = search(begun, policy, scorer, config, step, method=method, progress=progress)
+    outs = search(begun, policy, scorer, config, METHODS[method], name=method, progress=progress)
     return outs[0] if single else outs
 
 

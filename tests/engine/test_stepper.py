@@ -87,3 +87,26 @@ def test_cuda_graphs_give_the_tokens_of_plain_steps(tiny, monkeypatch, name):
     recorded = rollout(policy, prefixes, 8, 18, V=V)
     monkeypatch.setattr(engine, "_may_record", lambda policy: False)
     assert torch.equal(recorded.tokens, rollout(policy, prefixes, 8, 18, V=V).tokens)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_equal_prefixes_in_a_row_are_kept_once(tiny, name):
+    policy = tiny(name)
+    a, b = policy.prefix("Hi"), policy.prefix("How do I learn to cook?")
+
+    def run(prefixes, n):
+        sources = [torch.Generator().manual_seed(7 + i) for i in range(len(prefixes))]
+        return rollout(policy, prefixes, n, 6, decoding=Decoding(1.0, 0, 0.9), generators=sources)
+
+    merged = engine.Stepper(policy, [a, a, b, b], 3, 6)
+    assert merged.ids.shape[0] == 2 and merged.prompts == 4 and merged.n == 3
+    assert len(engine.Stepper(policy, [a, b, a], 3, 6).ids) == 3
+    assert len(engine.Stepper(policy, [a, a, b], 3, 6).ids) == 3, "uneven runs stay as they are"
+    out = run([a, a, b, b], 3)
+    assert out.tokens.shape == (4, 3, 6) and list(map(len, out.texts)) == [3] * 4
+    again = [torch.Generator().manual_seed(s) for s in (7, 9, 8, 10)]
+    # The same prefixes in an order that does not merge, each with its own source.
+    apart = rollout(policy, [a, b, a, b], 3, 6, decoding=Decoding(1.0, 0, 0.9), generators=again)
+    assert torch.equal(out.tokens[[0, 2, 1, 3]], apart.tokens)
+    parts = out.interleaved(2)
+    assert torch.equal(parts[1].tokens, out.tokens[1::2]) and parts[1].texts == out.texts[1::2]

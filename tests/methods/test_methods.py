@@ -13,6 +13,7 @@ import torch
 from tiny import reward
 
 import aisp
+from aisp.engine.stepper import Stepper
 from aisp.methods import METHODS, available, configure
 from aisp.methods.value import ValueFunction
 from aisp.rewards import CallableReward, RewardError, score
@@ -64,7 +65,7 @@ def test_the_known_methods_are_listed():
 
 @each_method
 def test_the_signature_is_one_and_the_same(method):
-    config, init, step = METHODS[method]
+    config, init, step, _ = METHODS[method]
     assert list(inspect.signature(init).parameters) == ["policy", "prompts", "config", "seed"]
     assert list(inspect.signature(step).parameters) == ["state", "policy", "reward", "config"]
     for name in inspect.signature(config).parameters:  # the one place where they are documented
@@ -197,7 +198,7 @@ def test_align_is_a_fold_over_init_and_step(call, tiny, method):
     """The loop written out by hand gives every candidate of `align`, weights and rewards included."""
     outs = call(method, PROMPTS, seed=3)
     needs = NEEDS.get(method, lambda tiny: {})(tiny)
-    config, init, step = METHODS[method]
+    config, init, step, _ = METHODS[method]
     config = config(**{k: v for k, v in {**SMALL, **needs}.items() if k != "progress"})
     state = init(tiny(), PROMPTS, config, seed=3)
     for k in range(config.kappa):
@@ -443,3 +444,58 @@ def test_a_reward_that_is_none_is_refused_clearly(tiny):
         METHODS["aisp"].step(state, tiny(), "embedded", config)
     with pytest.raises(ValueError, match="sigma is 1e-200; it must be > 0, and its square too"):
         aisp.align("Hi", tiny(), reward, sigma=1e-200, **SMALL)
+
+
+INDEPENDENT = ["best_of_n", "kad", "ram"]
+
+
+@pytest.mark.parametrize("method", INDEPENDENT)
+def test_iterations_decoded_together_find_what_single_ones_find(call, monkeypatch, method):
+    batches, plain = [], Stepper.start
+
+    def start(self, *args):
+        batches.append(self.prompts * self.n)
+        return plain(self, *args)
+
+    monkeypatch.setattr(Stepper, "start", start)
+    models = 1 if method == "best_of_n" else 2
+    single = call(method, PROMPTS, kappa=5, seed=1, rows=1)
+    assert batches == [8] * 5 * models
+    batches.clear()
+    together = call(method, PROMPTS, kappa=5, seed=1, rows=17)  # two iterations of 2 prompts
+    assert batches == [16] * 2 * models + [8] * models
+    for one, other in zip(single, together, strict=True):
+        assert one.candidates.equals(other.candidates)
+        same = [c for c in one.history if "second" not in c]
+        assert np.allclose(one.history[same], other.history[same], equal_nan=True, rtol=1e-6)
+        assert one.state.iteration == other.state.iteration == 5
+
+
+def test_how_many_iterations_are_decoded_at_once():
+    config = configure("best_of_n", n=16, kappa=8)
+    assert config.rows == 128
+    assert [config.at_once(p) for p in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
+    assert configure("best_of_n", n=16, kappa=8, token_budget=10**6).at_once(1) == 1
+    assert configure("best_of_n", n=16, kappa=8, second_budget=60.0).at_once(1) == 1
+    assert configure("aisp", n=16, kappa=8).at_once(1) == 1, "each needs the one before"
+    with pytest.raises(ValueError, match="rows is 0; it must be"):
+        configure("ram", rows=0)
+
+
+@pytest.mark.parametrize("method", INDEPENDENT)
+def test_a_failure_among_iterations_decoded_together_keeps_all_of_them(call, method):
+    drawn = []
+
+    def fails_later(prompt, response):
+        drawn.append(response)
+        if len(drawn) > 4 + 2:
+            raise OSError("no connection")
+        return float(len(response))
+
+    with pytest.raises(RewardError) as caught:
+        call(method, reward=fails_later, kappa=4)
+    found = caught.value.candidates
+    whole = call(method, reward=lambda prompt, response: 0.0, kappa=4).candidates
+    assert found["response"].tolist() == whole["response"].tolist()
+    assert found["iteration"].tolist() == whole["iteration"].tolist()
+    assert found["reward"].notna().sum() == 4
