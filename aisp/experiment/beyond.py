@@ -222,6 +222,46 @@ def run(
     return found
 
 
+def trial_table(records: "pd.DataFrame") -> "pd.DataFrame":
+    """Mean reward of every trial, and which values were taken: index rows, columns dial and values."""
+    import pandas as pd
+
+    means, chosen = tables.finished(records).groupby("label")["reward"].mean(), tuned(records)
+    listed = {
+        label: {"dial": dial}
+        | {f"trial {i + 1}": _shown(v, means[trial(label, dial, v)]) for i, v in enumerate(values)}
+        | {"taken": f"{chosen[label]:g}"}
+        for label, (dial, values) in TRIALS.items()
+    }
+    return pd.DataFrame(listed).T
+
+
+def _shown(value: float, mean: float) -> str:
+    return f"{value:g}: {mean:.2f}"
+
+
+def proposals(records: "pd.DataFrame") -> "pd.DataFrame":
+    """What became of the samples themselves: one row per label, means over prompts and seeds.
+
+    Returns:
+        Columns: samples, first and last (mean reward of the first and the last iteration's
+        samples); ESS, last; KL, last (nats), NaN where a method has none.
+    """
+    import pandas as pd
+
+    rows = {}
+    for label, of in tables.finished(records).groupby("label", sort=False):
+        ends = {"first": 0, "last": -1}
+        row = {
+            f"samples, {name}": pd.Series([h["reward_mean"][i] for h in of["history"]]).mean()
+            for name, i in ends.items()
+        }
+        for column, name in {"ess": "ESS, last", "kl": "KL, last (nats)"}.items():
+            row[name] = pd.Series([h[column][-1] for h in of["history"]], dtype=float).mean()
+        rows[label] = row
+    return pd.DataFrame(rows).T
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute the records of notebook 11."""
     parser = argparse.ArgumentParser("python -m aisp.experiment.beyond", description=main.__doc__)
