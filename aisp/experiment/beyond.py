@@ -164,6 +164,22 @@ def prompts_of(which: str, profile: str = "cpu") -> list[Prompt]:
     return load_prompts(source, split=split, limit=_few(N_PROMPTS, profile), offset=offset)
 
 
+def seed_list(given: str) -> list[int]:
+    """Seeds from a text that separates them by commas, such as "0,1,2".
+
+    Raises:
+        ValueError: anything else, or a seed twice.
+    """
+    parts = given.split(",") if isinstance(given, str) else []
+    found = [int(x) for x in parts if x.strip().isdecimal()]
+    if not found or len(found) < len(parts) or len(set(found)) < len(found):
+        raise ValueError(
+            f"seeds is {given!r}; it must be different whole numbers >= 0 as a text that separates "
+            "them by commas, such as '0,1,2'"
+        )
+    return found
+
+
 def _few(number: int, profile: str) -> int:
     return PROFILES["smoke"]["n_prompts"] if profile == "smoke" else number
 
@@ -276,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="of torch; None leaves it")
     given = parser.parse_args(argv)
     try:
-        seeds = [whole("a seed", int(x), least=0) for x in given.seeds.split(",")]
+        seeds = seed_list(given.seeds)
         if given.threads is not None:
             torch.set_num_threads(whole("threads", given.threads, least=1))
         policy = load_policy("embedded", device=given.device, dtype=given.dtype)

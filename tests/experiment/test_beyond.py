@@ -116,8 +116,9 @@ def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
     [
         (["run", "--set", "pku"], "invalid choice: 'pku'"),
         (["run", "--budget", "100"], "invalid choice: 100"),
-        (["run", "--seeds", "0,x"], "invalid literal"),
-        (["run", "--seeds", "-1"], "a seed is -1; it must be a whole number >= 0"),
+        (["run", "--seeds", "0,x"], "seeds is '0,x'; it must be different whole numbers >= 0"),
+        (["run", "--seeds", "-1"], "seeds is '-1'; it must be different whole numbers >= 0"),
+        (["run", "--seeds", "1,1"], "seeds is '1,1'; it must be different whole numbers"),
         (["tune", "--threads", "0"], "threads is 0; it must be a whole number >= 1"),
     ],
 )
