@@ -119,7 +119,7 @@ def moved_mean(
     """
     mean = update_mean(log_w, V)
     if control_variate:
-        mean = U + (mean - V.double().mean(-3)).to(V.dtype)
+        mean = U + (mean - V.mean(-3, dtype=torch.float64)).to(V.dtype)
     if step_size != 1:
         mean = U + step_size * (mean - U)
     if steered is not None:

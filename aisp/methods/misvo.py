@@ -150,7 +150,7 @@ def step(
     assert out.prelogits is not None  # asked for
     if state.iteration == 0:
         following = replace(following, prelogits=out.prelogits, lengths=out.lengths)
-    head = _Head(policy, config.temperature)
+    head = Head(policy, config.temperature)
     A = advantages(info.rewards).to(state.U)
     move = gradient(head, out.prelogits, state.U, out.tokens, out.lengths, A)
     if config.regularization != "none" and state.iteration:
@@ -174,12 +174,17 @@ def advantages(rewards: Tensor) -> Tensor:
     return torch.where(finite & (count > 1), r - others, 0.0)
 
 
-class _Head:
-    """The output embeddings with what the model does to the logits, and their derivative."""
+class Head:
+    """The output embeddings with what the model does to the logits, and their derivative.
+
+    Attributes:
+        module: the policy's output embeddings; weight: theirs, (|V|, d) float32.
+        dtype: of the policy; temperature: of the law; cap: the soft-cap of the logits, or None.
+    """
 
     def __init__(self, policy: Policy, temperature: float):
         self.module = policy.model.get_output_embeddings()
-        self.weight = self.module.weight.float()  # (|V|, d)
+        self.weight = self.module.weight.float()
         self.dtype, self.temperature = policy.dtype, temperature
         about = policy.model.config.get_text_config()
         self.cap = getattr(about, "final_logit_softcapping", None)
@@ -196,7 +201,7 @@ class _Head:
 
 @torch.inference_mode()
 def gradient(
-    head: _Head, z: Tensor, U: Tensor, tokens: Tensor, lengths: Tensor, A: Tensor
+    head: Head, z: Tensor, U: Tensor, tokens: Tensor, lengths: Tensor, A: Tensor
 ) -> Tensor:
     """1/n sum_i A_i grad_u log p(y^i | u), (P, T, d).
 
@@ -216,7 +221,7 @@ def gradient(
 
 
 @torch.inference_mode()
-def fisher_times(head: _Head, z: Tensor, at: Tensor, lengths: Tensor, u: Tensor) -> Tensor:
+def fisher_times(head: Head, z: Tensor, at: Tensor, lengths: Tensor, u: Tensor) -> Tensor:
     """F u with F_t = mean_i W^T (diag(p) - p p^T) W, p = softmax at z_t^i + at_t; (P, T, d).
 
     With at = 0 that is the gradient of KL(p_u || p_0) to first order in u, and with at = u, for

@@ -53,7 +53,7 @@ def test_the_gradient_is_that_of_the_weighted_log_likelihood(tiny, name):
     )
     there = torch.arange(5) < lengths[..., None]
     (A[..., None] * log_p * there).sum(-1).mean(1).sum().backward()
-    head = misvo._Head(policy, 0.8)
+    head = misvo.Head(policy, 0.8)
     got = misvo.gradient(head, out.prelogits, U, out.tokens, lengths, A)
     torch.testing.assert_close(got, moved.grad, atol=1e-5, rtol=1e-4)
     assert got.abs().max() > 0.01
@@ -66,7 +66,7 @@ def test_the_penalty_is_the_hessian_of_the_kl_at_0(tiny, name):
     zero = torch.zeros(2, 5, policy.d)
     out, lengths = sampled(policy, zero)
     u = 1e-3 * torch.randn(2, 5, policy.d, generator=torch.Generator().manual_seed(1))
-    got = misvo.fisher_times(misvo._Head(policy, 0.8), out.prelogits, zero, lengths, u)
+    got = misvo.fisher_times(misvo.Head(policy, 0.8), out.prelogits, zero, lengths, u)
     torch.testing.assert_close(got, kl_gradient(policy, out, lengths, u), atol=1e-6, rtol=0.02)
     assert got.abs().max() > 1e-4
 
@@ -75,7 +75,7 @@ def test_the_exact_kl_gradient_for_a_large_u(tiny):
     policy = tiny("llama")
     out, lengths = sampled(policy, torch.zeros(2, 5, policy.d))
     u = 0.7 * torch.randn(2, 5, policy.d, generator=torch.Generator().manual_seed(1))
-    head = misvo._Head(policy, 0.8)
+    head = misvo.Head(policy, 0.8)
     exact = kl_gradient(policy, out, lengths, u)
     got = misvo.fisher_times(head, out.prelogits, u, lengths, u)
     torch.testing.assert_close(got, exact, atol=1e-4, rtol=1e-3)
@@ -111,7 +111,7 @@ def test_the_estimate_is_unbiased_by_enumeration(pairs):
             continue
         expected = expected + value * log_p[range(steps), y[:steps]].sum().exp()
     expected.backward()
-    head, found = misvo._Head(policy, 1.0), []
+    head, found = misvo.Head(policy, 1.0), []
     for seed in range(60):
         source = torch.Generator().manual_seed(seed)
         V = U[:, None].expand(-1, 64, -1, -1)
@@ -140,7 +140,7 @@ def test_a_run_is_the_algorithm_written_out(tiny, regularization):
     policy, n, T = tiny(), 6, 5
     own = dict(step_size=0.7, penalty=0.3, regularization=regularization)
     out = aisp.align("Hi", policy, reward, "misvo", seed=2, **own, **SMALL)
-    U, first, head = torch.zeros(1, T, policy.d), None, misvo._Head(policy, 1.0)
+    U, first, head = torch.zeros(1, T, policy.d), None, misvo.Head(policy, 1.0)
     for k in range(3):
         drawn = rollout(
             policy,
