@@ -8,6 +8,9 @@
         U   = sum_i w_i V_i
     return the best of all kappa * n responses
 
+Options of `AISPConfig` beyond the paper change single lines of it: a control variate, antithetic
+pairs, a mean that moves at the first steps only, and lam chosen by the effective sample size.
+
 `init` and `step` are this algorithm on a real model, one iteration at a time; `aisp.align` repeats
 `step`. Both are pure: they take tensors and states, and return new ones.
 
@@ -52,6 +55,16 @@ class AISPConfig(SearchConfig):
             of the rewards over responses to one prompt: far below that U follows single samples
             (ess near 1), far above it U stays at 0 (ess near n).
         alpha: scales the KL cost in the weights by (1 - alpha).
+        control_variate: weigh with w_i - 1/n, which keeps what the update expects to move and takes
+            out the part of its noise that no reward decides, see `control.moved_mean`.
+        step_size: the update is multiplied by it.
+        steered: U moves at the first `steered` steps only, later ones keep noise around 0; None is
+            all tau. A control at step t means the same for two responses only while they share
+            their first t tokens.
+        antithetic: draw perturbations in pairs U + sigma e, U - sigma e, whose plain mean is U;
+            needs an even n.
+        ess: set lam anew for every prompt and iteration, so that the effective sample size of the
+            weights is ess * n; needs alpha = 1, and lam left alone. From 1/n to 1; None uses lam.
         adapt: False holds U at 0: the ablation "noise only", which separates the gain from
             adaptation from the gain of the proposal distribution.
         temperature: 0, greedy decoding of the perturbed logits, makes the response a function of V
@@ -65,6 +78,11 @@ class AISPConfig(SearchConfig):
     lam: float = 1.0
     alpha: float = 0.99
     adapt: bool = True
+    control_variate: bool = False
+    step_size: float = 1.0
+    steered: int | None = None
+    antithetic: bool = False
+    ess: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +91,28 @@ class AISPConfig(SearchConfig):
         check_whole(self, "tau", most=self.max_new_tokens, note=" (max_new_tokens)")
         check_finite(self, "sigma", "lam")
         check_real(self, "alpha", least=0, most=1)
-        flag("adapt", self.adapt)
+        for name in ("adapt", "control_variate", "antithetic"):
+            flag(name, getattr(self, name))
+        check_finite(self, "step_size")
+        if self.steered is not None:
+            check_whole(self, "steered", most=self.tau, note=" (tau), or None for all")
+        if self.antithetic and self.n % 2:
+            raise ValueError(f"n is {self.n}; antithetic pairs need an even one")
+        if self.ess is not None:
+            self._check_ess()
+
+    def _check_ess(self) -> None:
+        check_real(self, "ess", least=1 / self.n, most=1, note=" (1/n to 1), or None to use lam")
+        if self.alpha != 1:
+            raise ValueError(
+                f"ess is {self.ess:g} and alpha {self.alpha:g}; set alpha = 1 with ess, because no "
+                "lam reaches an effective sample size that the term of the KL cost holds down"
+            )
+        if self.lam != type(self).lam:
+            raise ValueError(
+                f"ess is {self.ess:g} and lam {self.lam:g}; with ess, lam is set anew in every "
+                "iteration: leave out one of the two"
+            )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,7 +185,7 @@ def step(
     """
     _check_fit(state, policy, config)
     generators = state.generators(policy.head_device)
-    V = perturbations(state.U, config.n, config.sigma, generators)
+    V = perturbations(state.U, config.n, config.sigma, generators, antithetic=config.antithetic)
     out = rollout(
         policy,
         state.prefixes,
@@ -171,19 +210,30 @@ def step(
     return replace(state.advanced(out, rewards), U=U), info
 
 
-def perturbations(U: Tensor, n: int, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
+def perturbations(
+    U: Tensor,
+    n: int,
+    sigma: float,
+    generators: Sequence[torch.Generator],
+    *,
+    antithetic: bool = False,
+) -> Tensor:
     """n perturbations per prompt from Q_U = N(U, sigma^2 I).
 
     Args:
         U: (P, tau, d).
         generators: P generators on U's device; each prompt draws from its own only.
+        antithetic: n/2 draws and then their reflections at U, in the same order; n is even.
 
     Returns:
         (P, n, tau, d).
     """
     V = U.new_empty(len(U), n, *U.shape[1:])
     for noise, g in zip(V, generators, strict=True):
-        torch.randn(noise.shape, generator=g, out=noise)
+        drawn = noise[: n // 2] if antithetic else noise
+        torch.randn(drawn.shape, generator=g, out=drawn)
+        if antithetic:
+            noise[n // 2 :] = -drawn
     return V.mul_(sigma).add_(U.unsqueeze(1))
 
 
@@ -201,10 +251,13 @@ def update(U: Tensor, V: Tensor, rewards: Tensor, config: AISPConfig) -> Update:
     Raises:
         FloatingPointError: weights or mean are not finite, as with a tiny lam or a huge sigma.
     """
-    log_w = control.log_weights(
-        rewards.to(U.device), U, V, lam=config.lam, sigma=config.sigma, alpha=config.alpha
-    )
-    mean = control.update_mean(log_w, V) if config.adapt else U
+    rewards, lam = rewards.to(U.device), config.lam
+    if config.ess is not None:
+        scale, lam = control.lam_for_ess(rewards, config.ess * config.n), 1.0
+        rewards = rewards / scale.unsqueeze(-1)
+    log_w = control.log_weights(rewards, U, V, lam=lam, sigma=config.sigma, alpha=config.alpha)
+    how = {name: getattr(config, name) for name in ("control_variate", "step_size", "steered")}
+    mean = control.moved_mean(U, log_w, V, **how) if config.adapt else U
     if not bool(mean.isfinite().all()):
         raise FloatingPointError(
             f"the next mean U is not finite (sigma = {config.sigma:g}, lam = {config.lam:g}); "

@@ -179,3 +179,86 @@ def test_a_linear_reward_moves_the_mean_to_its_known_optimum():
     assert error.max() < 0.02
     assert ((U - target).abs() < 4 * error).all(), (U - target) / error
     assert (U.abs() > 4 * error).any()  # it did leave 0
+
+
+# -- taking the noise out of the update -----------------------------------------------------------
+
+
+def test_a_mean_moved_without_options_is_the_weighted_mean():
+    r, U, V = problem(batch=(2,))
+    log_w = control.log_weights(r, U, V, lam=0.3, sigma=0.5, alpha=1.0)
+    assert torch.equal(control.moved_mean(U, log_w, V), control.update_mean(log_w, V))
+
+
+@pytest.mark.parametrize("step_size", [1.0, 0.3, 2.0])
+@pytest.mark.parametrize("steered", [None, 1, 3, 5])
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_options_of_the_update_term_by_term(step_size, steered, control_variate):
+    r, U, V = problem()
+    log_w = control.log_weights(r, U, V, lam=0.3, sigma=0.5, alpha=1.0)
+    expected = U.double().numpy().copy()
+    for t in range(5 if steered is None else steered):
+        for i in range(16):
+            weight = log_w[i].exp().item() - control_variate / 16
+            expected[t] += step_size * weight * (V[i, t] - U[t]).double().numpy()
+    how = dict(step_size=step_size, steered=steered, control_variate=control_variate)
+    got = control.moved_mean(U, log_w, V, **how)
+    assert got.dtype == V.dtype
+    np.testing.assert_allclose(got.numpy(), expected, atol=2e-6)
+    assert torch.equal(got[steered or 5 :], U[steered or 5 :])
+
+
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_the_noise_of_an_update_is_what_the_effective_sample_size_says(control_variate):
+    """Rewards that do not depend on V: sigma^2 D / ESS, with the control variate 1/ESS - 1/n."""
+    n, tau, d, sigma = 12, 40, 1000, 0.5
+    g = torch.Generator().manual_seed(0)
+    U = torch.randn(tau, d, generator=g)
+    V = U + sigma * torch.randn(n, tau, d, generator=g)
+    r = torch.randn(n, generator=g, dtype=torch.float64)
+    log_w = control.log_weights(r, U, V, lam=0.7, sigma=sigma, alpha=1.0)
+    ess = control.effective_sample_size(log_w).item()
+    share = 1 / ess - control_variate / n
+    moved = control.moved_mean(U, log_w, V, control_variate=control_variate) - U
+    error = (2 / (tau * d)) ** 0.5  # of a mean of tau d squares of standard normals, relative
+    assert 2 < ess < n - 2
+    assert abs(moved.square().mean().item() / (sigma**2 * share) - 1) < 4 * error
+    # In nats: D / (2 ESS) per iteration for the plain update.
+    kl = control.gaussian_kl(moved, sigma).item()
+    assert abs(kl / (tau * d * share / 2) - 1) < 4 * error
+
+
+def test_with_uniform_weights_only_the_control_variate_stays():
+    _, U, V = problem()
+    even = torch.full((16,), 1 / 16, dtype=torch.float64).log()
+    torch.testing.assert_close(control.moved_mean(U, even, V, control_variate=True), U)
+    assert (control.moved_mean(U, even, V) - U).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("target", [1.5, 4.0, 8.0, 15.5])
+def test_lam_gives_the_effective_sample_size_that_was_asked_for(target):
+    g = torch.Generator().manual_seed(0)
+    r = torch.randn(5, 16, generator=g, dtype=torch.float64) * torch.tensor(
+        [[1e-3], [1], [2], [9], [1e4]]
+    )
+    lam = control.lam_for_ess(r, target)
+    log_w = torch.log_softmax(r / lam[:, None], -1)
+    torch.testing.assert_close(
+        control.effective_sample_size(log_w), torch.full((5,), target, dtype=torch.float64)
+    )
+    torch.testing.assert_close(control.lam_for_ess(3 * r - 7, target), 3 * lam)
+    assert (control.lam_for_ess(r, target + 0.2) > lam).all()
+
+
+def test_lam_at_the_ends_of_what_an_effective_sample_size_can_be():
+    ties = torch.tensor([1.0, 1.0, 0.0, -torch.inf])
+    for target, ess in ((1.5, 2.0), (3.5, 3.0)):  # two share the top, three are finite
+        lam = control.lam_for_ess(ties, target)
+        log_w = torch.log_softmax(ties.double() / lam, -1)
+        assert abs(control.effective_sample_size(log_w).item() - ess) < 1e-5
+    assert control.lam_for_ess(torch.tensor([2.0, 2.0, -torch.inf]), 2) == 1
+    for target in (0.5, 4.5, float("nan")):
+        with pytest.raises(ValueError, match=r"target is .*; it must lie in \[1, 4\]"):
+            control.lam_for_ess(ties, target)
+    with pytest.raises(ValueError, match="all rewards of one row are -inf"):
+        control.lam_for_ess(torch.full((3,), -torch.inf), 2)

@@ -164,6 +164,69 @@ def test_the_update_is_pure_and_uses_control():
     torch.testing.assert_close(out.kl, control.gaussian_kl(U, 0.5))
 
 
+def test_antithetic_draws_cancel_and_are_draws():
+    U = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    sources = [[torch.Generator().manual_seed(s) for s in (1, 2)] for _ in range(2)]
+    V = perturbations(U, 10, 0.5, sources[0], antithetic=True)
+    torch.testing.assert_close(V[:, :5] + V[:, 5:], 2 * U.unsqueeze(1).expand(-1, 5, -1, -1))
+    assert torch.equal(V[:, :5], perturbations(U, 5, 0.5, sources[1]))
+    # The uniform part is 0 already, so that the control variate changes nothing.
+    g = torch.Generator().manual_seed(3)
+    log_w = torch.log_softmax(torch.randn(2, 10, generator=g, dtype=torch.float64), -1)
+    moved = [control.moved_mean(U, log_w, V, control_variate=on) for on in (False, True)]
+    torch.testing.assert_close(*moved)
+    assert (moved[0] - U).abs().max() > 0.05
+
+
+def test_an_effective_sample_size_replaces_lam():
+    g = torch.Generator().manual_seed(0)
+    U = torch.randn(2, 3, 4, generator=g)
+    V = perturbations(U, 8, 0.5, [g, g])
+    r = torch.randn(2, 8, generator=g, dtype=torch.float64) * torch.tensor([[0.1], [20.0]])
+    config = AISPConfig(n=8, max_new_tokens=3, ess=0.4, alpha=1)
+    torch.testing.assert_close(update(U, V, r, config).ess, torch.full((2,), 3.2, dtype=r.dtype))
+    scaled = update(U, V, 100 * r + 5, config)
+    torch.testing.assert_close(scaled.U, update(U, V, r, config).U)
+
+
+def test_every_option_reaches_the_run(tiny):
+    """The run with all of them, in a dozen lines around the engine; and each changes something."""
+    policy, n, T, tau, sigma = tiny(), 6, 8, 6, 0.8
+    own = dict(control_variate=True, step_size=0.5, steered=2, antithetic=True, ess=0.5)
+    size = dict(n=n, kappa=3, max_new_tokens=T, tau=tau, sigma=sigma, alpha=1.0, progress=False)
+    out = aisp.align("Hi", policy, vowels, seed=3, **own, **size)
+    U = torch.zeros(tau, policy.d, dtype=torch.float64)
+    for k in range(3):
+        g = generator(3, "Hi", k, torch.device("cpu"))
+        e = torch.randn(n // 2, tau, policy.d, generator=g).double()
+        V = U + sigma * torch.cat([e, -e])
+        texts = rollout(policy, [policy.prefix("Hi")], n, T, V=V[None].float()).texts[0]
+        rows = out.candidates[out.candidates["iteration"] == k]
+        assert rows["response"].tolist() == texts
+        w = torch.tensor(np.exp(rows["log_weight"].to_numpy()))
+        best = w.argmax()
+        assert rows["reward"].iloc[int(best)] == rows["reward"].max()
+        # Not reached where more than half of the samples share the highest reward.
+        assert (
+            abs(1 / (w**2).sum() - 3) < 1e-4 or (rows["reward"] == rows["reward"].max()).sum() > 3
+        )
+        step_by = 0.5 * torch.einsum("n,ntd->td", w - 1 / n, V - U)
+        step_by[2:] = 0
+        U = U + step_by
+    torch.testing.assert_close(out.U.double(), U, atol=1e-5, rtol=1e-4)
+    assert U[:2].abs().max() > 0.05 and not out.U[2:].any()
+    plain = dict(control_variate=False, step_size=1.0, steered=None, antithetic=False, ess=None)
+    for name, value in plain.items():
+        other = aisp.align("Hi", policy, vowels, seed=3, **(own | {name: value}), **size)
+        assert not torch.allclose(other.U, out.U, atol=1e-3) or name == "control_variate", name
+    without = aisp.align("Hi", policy, vowels, seed=3, control_variate=False, **size)
+    assert not torch.allclose(
+        without.U,
+        aisp.align("Hi", policy, vowels, seed=3, control_variate=True, **size).U,
+        atol=1e-3,
+    )
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -180,6 +243,16 @@ def test_the_update_is_pure_and_uses_control():
         ({"alpha": -0.1}, r"alpha is -0.1; it must lie in \[0, 1\]"),
         ({"alpha": 1.01}, "alpha is 1.01"),
         ({"temperature": -1}, "temperature is -1"),
+        ({"control_variate": 1}, "control_variate is 1; it must be True or False"),
+        ({"antithetic": "yes"}, "antithetic is 'yes'; it must be True or False"),
+        ({"antithetic": True, "n": 5}, "n is 5; antithetic pairs need an even one"),
+        ({"step_size": 0}, "step_size is 0; it must be > 0 and finite"),
+        ({"steered": 0}, r"steered is 0; it must be a whole number from 1 to 48 \(tau\)"),
+        ({"steered": 9, "tau": 8}, "steered is 9; it must be a whole number from 1 to 8"),
+        ({"ess": 0.05, "alpha": 1}, r"ess is 0.05; it must lie in \[0.0625, 1\] \(1/n to 1\)"),
+        ({"ess": 1.1, "alpha": 1}, "ess is 1.1"),
+        ({"ess": 0.5}, "ess is 0.5 and alpha 0.99; set alpha = 1 with ess"),
+        ({"ess": 0.5, "alpha": 1, "lam": 2.0}, "ess is 0.5 and lam 2; .* leave out one of the two"),
         ({"token_budget": 0}, "token_budget is 0; it must be > 0 and finite, or None"),
         ({"second_budget": -2.0}, "second_budget is -2.0"),
         ({"sigmaa": 1}, "aisp has no parameter 'sigmaa'; it takes: .*sigma"),

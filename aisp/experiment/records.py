@@ -145,13 +145,12 @@ def _done(file: RecordsFile, plan: Plan) -> set[Key]:
     """Keys that need no computing; an error if a record was made with other settings."""
     done = set()
     by_id = {storable(prompt.id): prompt for prompt in plan.prompts}
-    described = {label: config.describe() for label, config in plan.configs.items()}
     for key, one in file.records.items():
         label, prompt = key[0], by_id.get(key[1])
         # A failed record has no result, so nothing of another configuration can mix with it.
-        if one["reward"] is None or label not in described:
+        if one["reward"] is None or label not in plan.configs:
             continue
-        other = identity.differences(one, described[label], plan.made[label], file.runs)
+        other = identity.differences(one, plan.configs[label], plan.made[label], file.runs)
         if other is None:
             raise ValueError(identity.unknown_maker(file.path.name, key, one))
         if prompt is not None:

@@ -50,7 +50,6 @@ def take_over(
         return {}
     configs = {label: configure(**parameters) for label, parameters in methods.items()}
     made = identity.made_with(policy, reward, configs)
-    described = {label: config.describe() for label, config in configs.items()}
     by_id = {p.id: p for p in prompts if p.source == "builtin"}
     device = environment(policy.device)["device"]
     taken: dict[Key, dict[str, Any]] = {}
@@ -66,7 +65,7 @@ def take_over(
             if one.get("prompt_text") != by_id[prompt].text or run.get("device") != device:
                 continue
             whole = one["reward"] is not None and not one.get("interrupted")
-            if whole and identity.differences(one, described[label], made[label], known) == {}:
+            if whole and identity.differences(one, configs[label], made[label], known) == {}:
                 taken[key] = one
                 runs[one["run"]] = run | {"taken_over_from": source.name}
     if taken:

@@ -4,7 +4,7 @@
   which data, code and parameters the figure was made;
 - `curves`: reward against samples used, and columns of the history, by iteration;
 - `means`: means with intervals over prompts, by label, by setting and prompt by prompt;
-- `ablations`, `speed`, `theory`: the figures of notebooks 07, 08 and 01;
+- `ablations`, `speed`, `drift`, `theory`: the figures of notebooks 07, 08, 10 and 01;
 - `gallery`: which figure is made from which records (not imported here: `aisp.figures.gallery`).
 
     from aisp import figures
@@ -15,6 +15,7 @@
 from aisp.figures.ablations import ablation, dials, over_optimization
 from aisp.figures.base import COLUMN, METHODS, PAGE, looks, save, style
 from aisp.figures.curves import histories, main_results, reward_curves
+from aisp.figures.drift import drift
 from aisp.figures.means import (
     deferral,
     paired_differences,
@@ -41,6 +42,7 @@ __all__ = [
     "ablation",
     "deferral",
     "dials",
+    "drift",
     "histories",
     "looks",
     "main_results",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp import figures
-from aisp.experiment import ablations, dials, load, main_results, summary
+from aisp.experiment import ablations, dials, drift, load, main_results, summary
 from aisp.provenance import checkout, file_sha256
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ def _dials(records: "pd.DataFrame") -> "Figure":
     return figures.dials(dials.effects(*_questions(records, dials.DIALS)))
 
 
+def _drift(records: "pd.DataFrame") -> "Figure":
+    """Of notebook 10: the long runs of AISP, and the two ends of alpha."""
+    _, questions = _questions(records, ("drift", "alpha"))
+    labels = drift.labels_of(questions)
+    return figures.drift(drift.predictions(records[records["label"].isin(labels)]))
+
+
 def _questions(
     records: "pd.DataFrame", names: Sequence[str]
 ) -> tuple["pd.DataFrame", dict[str, ablations.Question]]:
@@ -104,6 +111,7 @@ def _recipes() -> dict[str, Recipe]:
         recipes[f"ablation_{name}"] = Recipe("07_ablations", ("ablations.jsonl",), make)
     budget = ("ablations_budget.csv",)
     recipes["ablation_budget"] = Recipe("07_ablations", budget, figures.over_optimization)
+    recipes["drift"] = Recipe("10_drift", ("ablations.jsonl",), _drift)
     paired = partial(_main, figures.paired_differences, first="AISP")
     for name in ("main_results", "main_results_shp", "main_results_hh"):
         files = (f"{name}.jsonl",)

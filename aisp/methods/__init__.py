@@ -2,7 +2,7 @@
 
 - `registry`: which methods there are (`METHODS`, `available`), their configurations (`configure`),
   and the front door (`align`);
-- `best_of_n`, `args`, `re_control`, `ram`, `kad`: the other systems;
+- `best_of_n`, `args`, `re_control`, `ram`, `kad`, `misvo`: the other systems;
 - `value`, `aligner`: the trained parts that RE-Control and RAM need.
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 from aisp import sampler
 from aisp.alignment import search
 from aisp.checks import whole
-from aisp.methods import args, best_of_n, kad, ram, re_control
+from aisp.methods import args, best_of_n, kad, misvo, ram, re_control
 from aisp.policy import Policy
 from aisp.prompts import as_messages
 from aisp.rewards.base import Reward
@@ -24,6 +24,7 @@ METHODS: dict[str, Method] = {
     "args": Method(args.ARGSConfig, args.init, args.step),
     "best_of_n": Method(best_of_n.BestOfNConfig, best_of_n.init, best_of_n.step, best_of_n.steps),
     "kad": Method(kad.KADConfig, kad.init, kad.step, kad.steps),
+    "misvo": Method(misvo.MISVOConfig, misvo.init, misvo.step),
     "ram": Method(ram.RAMConfig, ram.init, ram.step, ram.steps),
     "re_control": Method(re_control.ReControlConfig, re_control.init, re_control.step),
 }

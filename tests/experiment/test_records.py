@@ -181,6 +181,21 @@ def test_another_configuration_under_the_same_label_is_refused(tiny, tmp_path):
         go(path, tiny(), limit=1, methods=changed)
 
 
+def test_a_parameter_that_is_newer_than_a_record_was_at_its_default(tiny, tmp_path):
+    path = tmp_path / "e.jsonl"
+    go(path, tiny(), limit=1)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for one in lines:
+        one["config"].pop("control_variate", None)
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    content = path.read_bytes()
+    go(path, tiny(), limit=1)
+    assert path.read_bytes() == content
+    changed = {"AISP": {**METHODS["AISP"], "control_variate": True}}
+    with pytest.raises(ValueError, match="control_variate is False there and True here"):
+        go(path, tiny(), limit=1, methods=changed)
+
+
 def test_records_of_another_policy_reward_or_prompt_are_refused(fake, tmp_path):
     path, one = tmp_path / "e.jsonl", [Prompt("p1", "x", "s")]
     run_fake(path, one)

@@ -95,6 +95,30 @@ def test_over_optimization_draws_means_by_budget():
     assert "means of 5 prompts" in fig.legends[0].get_title().get_text()
 
 
+def test_drift_draws_what_was_recorded_and_what_was_predicted():
+    rows = [
+        {"label": label, "prompt": f"p{p}", "iteration": k}
+        | {"kl": 100.0 * k * scale + p, "kl_predicted": 110.0 * k * scale + p}
+        | {"ess": 9.0 - k + p, "ess_predicted": 8.0 - k + p}
+        for label, scale in (("AISP", 1), ("alpha=1", 2))
+        for p in range(3)
+        for k in (1, 2, 3)
+    ]
+    table = pd.DataFrame(rows)
+    fig = figures.drift(table)
+    means = table.groupby(["label", "iteration"]).mean(numeric_only=True)
+    for ax, column in zip(fig.axes, ("kl", "ess"), strict=True):
+        for i, label in enumerate(("AISP", "alpha=1")):
+            predicted, recorded = ax.lines[2 * i : 2 * i + 2]
+            assert recorded.get_label() == label and recorded.get_linestyle() == "None"
+            np.testing.assert_allclose(recorded.get_ydata(), means.loc[label, column])
+            np.testing.assert_allclose(
+                predicted.get_ydata(), means.loc[label, f"{column}_predicted"]
+            )
+            assert list(recorded.get_xdata()) == [1, 2, 3]
+    assert "means of 3 prompts" in fig.legends[0].get_title().get_text()
+
+
 def test_runtime_draws_speeds_with_the_range_of_their_repeats():
     one = {"responses": 16, "seconds": 4.0, "low": 2.0, "high": 8.0, "tokens_per_second": 100.0}
     generate = pd.DataFrame([one | {"name": "generate"}, one | {"name": "engine"}])

@@ -60,7 +60,7 @@ def call(tiny):
 
 
 def test_the_known_methods_are_listed():
-    assert available() == ["aisp", "args", "best_of_n", "kad", "ram", "re_control"]
+    assert available() == ["aisp", "args", "best_of_n", "kad", "misvo", "ram", "re_control"]
 
 
 @each_method

@@ -80,6 +80,54 @@ def test_the_sampler_with_many_draws_takes_the_exact_steps(toy, alpha):
         assert error.abs().max() < LIMIT
 
 
+OPTIONS = {
+    "control variate": {"control_variate": True},
+    "antithetic": {"antithetic": True},
+    "both": {"control_variate": True, "antithetic": True},
+    "half a step": {"control_variate": True, "step_size": 0.5},
+    "first step only": {"control_variate": True, "steered": 1},
+}
+
+
+@toy_of_each_kind
+@pytest.mark.parametrize("own", OPTIONS.values(), ids=OPTIONS)
+def test_options_that_take_out_noise_leave_the_exact_steps(toy, own):
+    """No option biases the update: many draws take the steps of the toy, or the share asked for."""
+    runs, n = 24, 8000
+    config = replace(sampler_config(n, 2, 1.0), **own)
+    out = toys.run_sampler(toy, config, runs, seed=16)
+    assert out["ess"].min() > 400
+    U = torch.zeros(toy.shape, **f64)
+    for k in (1, 2):
+        step = config.step_size * (toys.alpha_step(toy, U, 1.0) - U)
+        step[config.steered or len(step) :] = 0
+        U = U + step
+        reached = out["U"][:, k]
+        error = (reached.mean(0) - U) / (reached.std(0) / runs**0.5).clamp(min=1e-12)
+        assert error.abs().max() < LIMIT
+    assert U.abs().max() > 0.05
+
+
+def test_the_control_variate_brings_a_small_sample_nearer_to_the_known_optimum():
+    """600 coordinates, a linear reward: the plain update ends as far off as the ESS says it will."""
+    tau, d, n, runs = 3, 200, 16, 64
+    a = torch.randn(tau, d, generator=rng(2), **f64)
+    toy = toys.GaussianToy(LAM / SIGMA * a / a.norm(), torch.zeros(tau, d), SIGMA, LAM)
+    off = {}
+    for on in (False, True):
+        config = replace(sampler_config(n, 1, 1.0), control_variate=on)
+        out = toys.run_sampler(toy, config, runs, seed=17)
+        gap = out["U"][:, 1] - toys.alpha_step(toy, torch.zeros_like(a), 1.0)
+        share = (1 / out["ess"][:, 0] - on / n).mean()
+        # The reward's own direction is 1 of 600; the rest is the noise that the ESS predicts.
+        predicted = SIGMA**2 * tau * d * share
+        off[on] = gap.square().sum((-2, -1))
+        assert (
+            abs(off[on].mean() / predicted - 1) < 4 * (off[on].std() / runs**0.5 / predicted) + 0.02
+        )
+    assert off[True].mean() < 0.8 * off[False].mean()
+
+
 def test_exact_weights_approach_the_target_and_alpha_near_one_goes_past_it_for_reward():
     lm = TOYS["lm2"]
     zero = torch.zeros(lm.shape, **f64)

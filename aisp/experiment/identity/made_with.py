@@ -127,14 +127,16 @@ def _parts(label: str, config: SearchConfig, digests: Digests) -> dict[str, str]
 
 def differences(
     record: dict[str, Any],
-    config: dict[str, Any],
+    config: SearchConfig,
     made: dict[str, Any],
     runs: Mapping[str, dict[str, Any]],
 ) -> dict[str, tuple[Any, Any]] | None:
     """In what a record differs from what is asked for.
 
     Args:
-        config, made: of the record's label: `describe()`, and what `made_with` says.
+        config, made: of the record's label: its configuration, and what `made_with` says. A
+            parameter that the record does not have is newer than it, and was at its default: what
+            was done before there was a choice.
         runs: those that wrote the file, by id.
 
     Returns:
@@ -148,8 +150,10 @@ def differences(
         made = {k: v for k, v in made.items() if k in there}
         if "policy" not in made or "reward" not in made:
             return None
-    stored = record.get("config") or {}
-    pairs = {k: (stored.get(k), config.get(k)) for k in {**stored, **config}}
+    stored, now = record.get("config") or {}, config.describe()
+    if stored:
+        stored = {f.name: f.default for f in fields(config)} | stored
+    pairs = {k: (stored.get(k), now.get(k)) for k in {**stored, **now}}
     pairs |= {k: (there.get(k), v) for k, v in made.items()}
     return {k: (old, new) for k, (old, new) in pairs.items() if old != new}
 
