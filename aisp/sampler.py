@@ -15,7 +15,6 @@
     state, info = sampler.step(state, policy, reward, config)
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,6 +24,8 @@ from torch import Tensor
 from aisp import control
 from aisp.checks import check_finite, check_real, check_whole, flag
 from aisp.engine.decoding import GREEDY, Decoding
+from aisp.engine.perturbation import Perturbation
+from aisp.engine.perturbation import perturbations as perturbations  # a part of the algorithm
 from aisp.engine.rollout import rollout
 from aisp.policy import Policy
 from aisp.rewards.base import Reward
@@ -146,17 +147,18 @@ def step(
     """
     _check_fit(state, policy, config)
     generators = state.generators(policy.head_device)
-    V = perturbations(state.U, config.n, config.sigma, generators)
+    drawn = Perturbation(state.U, config.n, config.sigma, generators)
     out = rollout(
         policy,
         state.prefixes,
         config.n,
         config.max_new_tokens,
-        V=V,
+        V=drawn,
         decoding=config.decoding,
         generators=generators,
     )
     rewards = scored(state, reward, out)
+    V = drawn.tensor
     U, log_w, ess, kl = update(state.U, V, rewards, config)
     info = AISPInfo(
         iteration=state.iteration,
@@ -169,22 +171,6 @@ def step(
         V=V,
     )
     return replace(state.advanced(out, rewards), U=U), info
-
-
-def perturbations(U: Tensor, n: int, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """n perturbations per prompt from Q_U = N(U, sigma^2 I).
-
-    Args:
-        U: (P, tau, d).
-        generators: P generators on U's device; each prompt draws from its own only.
-
-    Returns:
-        (P, n, tau, d).
-    """
-    V = U.new_empty(len(U), n, *U.shape[1:])
-    for noise, g in zip(V, generators, strict=True):
-        torch.randn(noise.shape, generator=g, out=noise)
-    return V.mul_(sigma).add_(U.unsqueeze(1))
 
 
 def update(U: Tensor, V: Tensor, rewards: Tensor, config: AISPConfig) -> Update:

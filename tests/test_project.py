@@ -366,7 +366,7 @@ def test_parameters_are_those_of_the_notebook_and_its_methods_take_them(path):
     )
     assert budget.pop("n_prompts") >= 1 and values["offset"] >= 0 and values["batch"] >= 1
     template = main_results.template(values["template"]) or "chat"
-    policy = SimpleNamespace(name=values["policy"], template=template)
+    policy = SimpleNamespace(name=values["policy"], template=template, engine=values["engine"])
     chosen = ("sigma", "lam", "alpha", "w", "step_size", "kl_limit", "value", "aligner")
     methods, _ = main_results.plan(
         values["methods"],
