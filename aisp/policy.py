@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aisp.assets import EMBEDDED, is_embedded
-from aisp.checks import flag, whole
+from aisp.checks import choice, flag, whole
 from aisp.loading import load_pretrained, resolve_device, resolve_dtype
 from aisp.prompts import Messages, as_messages
+from aisp.remote import ElsewhereError, RemoteModel, elsewhere
+from aisp.remote import load as load_remote
 
 Template = str | Callable[[list[dict[str, str]]], str]
 
@@ -58,14 +60,29 @@ class Policy:
                 f"the tokenizer of {self.name} has no chat template; pass template='continuation' "
                 "or a function from messages to text"
             )
+        self._freeze()
+        given = tuple(whole("a token id of eos_ids", i) for i in self.eos_ids)
+        object.__setattr__(self, "eos_ids", given or _eos_ids(self.model, self.tokenizer))
+
+    def _freeze(self) -> None:
         if self.model.get_output_embeddings() is None:
             raise ValueError(
                 f"{self.name} ({type(self.model).__name__}) exposes no output embeddings, so there "
                 "is no pre-logit to perturb; use a causal language model"
             )
         self.model.eval().requires_grad_(False)
-        given = tuple(whole("a token id of eos_ids", i) for i in self.eos_ids)
-        object.__setattr__(self, "eos_ids", given or _eos_ids(self.model, self.tokenizer))
+
+    @property
+    def engine(self) -> str:
+        """What decodes: "aisp", or the name and version of another engine."""
+        return "aisp"
+
+    def require_here(self, what: str) -> None:
+        """Refuse, as ValueError, where the model is in the processes of another engine.
+
+        Args:
+            what: what is to be done with the model; begins the error.
+        """
 
     @property
     def is_embedded(self) -> bool:
@@ -149,9 +166,65 @@ class Policy:
         with moved:
             return self.model(input_ids=ids, use_cache=False, logits_to_keep=len(tokens)).logits[0]
 
+    def log_probs(self, prompt: Any, tokens: Sequence[int]) -> Tensor:
+        """log p(token | prompt, tokens before it) for a given response, (T,) float64."""
+        log_p = torch.log_softmax(self.response_logits(prompt, tokens).double(), -1)
+        index = torch.tensor(tokens, dtype=torch.long, device=log_p.device)[:, None]
+        return log_p.gather(-1, index).squeeze(-1)
+
     def decode(self, tokens: list[list[int]]) -> list[str]:
         """Texts of token sequences, special tokens left out."""
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+@dataclass(frozen=True, eq=False)
+class RemotePolicy(Policy):
+    """A policy that another engine decodes, in its own processes, see `aisp.remote`.
+
+    Everything of a policy that needs the model in this process is refused, with what has it.
+    """
+
+    model: RemoteModel  # type: ignore[assignment]  # stands in the place of a model, see above
+
+    def _freeze(self) -> None:
+        pass
+
+    @property
+    def engine(self) -> str:
+        return self.model.engine
+
+    def require_here(self, what: str) -> None:
+        raise ElsewhereError(elsewhere(self.name, what))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def head_device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def d(self) -> int:
+        return self.model.d
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
+
+    def response_logits(
+        self, prompt: Any, tokens: Sequence[int], U: Tensor | None = None
+    ) -> Tensor:
+        raise ElsewhereError(elsewhere(self.name, "all logits of a response"))
+
+    def log_probs(self, prompt: Any, tokens: Sequence[int]) -> Tensor:
+        if not len(tokens):
+            return torch.empty(0, dtype=torch.float64)
+        return self.model.log_probs(self.prefix(prompt, len(tokens) + 1), tokens)
 
 
 def load_policy(
@@ -162,6 +235,7 @@ def load_policy(
     template: Template | None = None,
     trust_remote_code: bool = False,
     device_map: str | dict | None = None,
+    engine: str = "aisp",
     **from_pretrained,
 ) -> Policy:
     """Load a frozen causal language model as a policy.
@@ -175,27 +249,33 @@ def load_policy(
             "continuation".
         trust_remote_code: run Python code shipped with the checkpoint; off unless you trust it.
         device_map: spread a model over several devices (accelerate); then `device` is not used.
-        **from_pretrained: further arguments of `from_pretrained`, such as revision or token.
+        engine: "aisp", or "vllm", which must be installed (see `aisp.remote`) and runs the model in
+            processes of its own: AISP and its variants and best-of-n, on one or many GPUs.
+        **from_pretrained: further arguments of `from_pretrained`, such as revision or token; with
+            engine="vllm" those of `vllm.LLM`, such as gpu_memory_utilization=0.5,
+            tensor_parallel_size=2 or max_model_len=2048.
             Weights are read from safetensors only unless use_safetensors=False is among them.
 
     Raises:
         ValueError: a model that cannot be found or loaded, with what was tried; one of another kind,
             whose output embeddings would stay random; weights that are NaN or infinite.
+        EngineError: vLLM is not installed, of a version that is not supported, or does not start.
     """
+    options: dict[str, Any] = {"dtype": dtype, "device_map": device_map, **from_pretrained}
+    options["trust_remote_code"] = flag("trust_remote_code", trust_remote_code)
+    if choice("engine", engine, ("aisp", "vllm")) == "vllm":
+        remote, tokenizer = load_remote(name, device=device, **options)
+        return RemotePolicy(remote, tokenizer, template or _template(tokenizer), str(name))
     from transformers import AutoModelForCausalLM
 
     device = resolve_device(device)
-    options = {
-        "use_safetensors": True,
-        **from_pretrained,
-        "dtype": resolve_dtype(dtype, device),
-        "trust_remote_code": flag("trust_remote_code", trust_remote_code),
-        "device_map": device_map,
-    }
+    options = {"use_safetensors": True, **options, "dtype": resolve_dtype(dtype, device)}
     model, tokenizer = load_pretrained(AutoModelForCausalLM, name, device=device, **options)
-    if template is None:
-        template = "chat" if tokenizer.chat_template else "continuation"
-    return Policy(model, tokenizer, template, str(name))
+    return Policy(model, tokenizer, template or _template(tokenizer), str(name))
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    return "chat" if tokenizer.chat_template else "continuation"
 
 
 def _moved(U: Tensor, z: Tensor) -> Tensor:
@@ -258,8 +338,10 @@ def prelogits_changed(model: PreTrainedModel, change: Callable[[Tensor], Tensor]
         handle.remove()
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    listed = getattr(model, "generation_config", None) and model.generation_config.eos_token_id
+def _eos_ids(
+    model: PreTrainedModel | RemoteModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = {listed} if isinstance(listed, int) else set(listed or ())
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)

@@ -18,7 +18,7 @@ pairs, a mean that moves at the first steps only, and lam chosen by the effectiv
     state, info = sampler.step(state, policy, reward, config)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,12 +28,14 @@ from torch import Tensor
 from aisp import control
 from aisp.checks import check_finite, check_real, check_whole, flag
 from aisp.engine.decoding import GREEDY, Decoding
+from aisp.engine.perturbation import Perturbation
+from aisp.engine.perturbation import perturbations as perturbations  # a part of the algorithm
 from aisp.engine.rollout import rollout
 from aisp.policy import Policy
 from aisp.rewards.base import Reward
 from aisp.state import (
+    IndependentConfig,
     Info,
-    SearchConfig,
     SearchState,
     check_state,
     generator,
@@ -43,7 +45,7 @@ from aisp.state import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class AISPConfig(SearchConfig):
+class AISPConfig(IndependentConfig):
     """Parameters of AISP.
 
     Attributes:
@@ -70,7 +72,7 @@ class AISPConfig(SearchConfig):
         temperature: 0, greedy decoding of the perturbed logits, makes the response a function of V
             as the derivation needs; sampling is an ablation.
 
-    The others are those of `SearchConfig`.
+    The others are those of `IndependentConfig`; `rows` is used where `adapt` is False.
     """
 
     tau: int | None = None
@@ -100,6 +102,9 @@ class AISPConfig(SearchConfig):
             raise ValueError(f"n is {self.n}; antithetic pairs need an even one")
         if self.ess is not None:
             self._check_ess()
+
+    def at_once(self, prompts: int) -> int:
+        return 1 if self.adapt else super().at_once(prompts)
 
     def _check_ess(self) -> None:
         check_real(self, "ess", least=1 / self.n, most=1, note=" (1/n to 1), or None to use lam")
@@ -183,58 +188,46 @@ def step(
         FloatingPointError: logits, weights or the next mean are not finite.
         ValueError: a state of another method, or of another tau or policy.
     """
+    return next(steps(state, policy, reward, config, 1))
+
+
+def steps(
+    state: AISPState, policy: Policy, reward: Reward, config: AISPConfig, k: int
+) -> Iterator[tuple[AISPState, AISPInfo]]:
+    """k iterations as `step` makes them, decoded as one batch; k > 1 needs a mean that stays."""
     _check_fit(state, policy, config)
-    generators = state.generators(policy.head_device)
-    V = perturbations(state.U, config.n, config.sigma, generators, antithetic=config.antithetic)
+    if k > 1 and config.adapt:
+        raise ValueError(f"k is {k}; each iteration of AISP needs the one before: k must be 1")
+    generators = state.generators(policy.head_device, k)
+    drawn = Perturbation(
+        state.U.repeat_interleave(k, 0), config.n, config.sigma, generators, config.antithetic
+    )
     out = rollout(
         policy,
-        state.prefixes,
+        state.repeated_prefixes(k),
         config.n,
         config.max_new_tokens,
-        V=V,
+        V=drawn,
         decoding=config.decoding,
         generators=generators,
     )
-    rewards = scored(state, reward, out)
-    U, log_w, ess, kl = update(state.U, V, rewards, config)
-    info = AISPInfo(
-        iteration=state.iteration,
-        rollout=out,
-        rewards=rewards,
-        log_w=log_w,
-        ess=ess,
-        kl=kl,
-        columns={},
-        V=V,
-    )
-    return replace(state.advanced(out, rewards), U=U), info
-
-
-def perturbations(
-    U: Tensor,
-    n: int,
-    sigma: float,
-    generators: Sequence[torch.Generator],
-    *,
-    antithetic: bool = False,
-) -> Tensor:
-    """n perturbations per prompt from Q_U = N(U, sigma^2 I).
-
-    Args:
-        U: (P, tau, d).
-        generators: P generators on U's device; each prompt draws from its own only.
-        antithetic: n/2 draws and then their reflections at U, in the same order; n is even.
-
-    Returns:
-        (P, n, tau, d).
-    """
-    V = U.new_empty(len(U), n, *U.shape[1:])
-    for noise, g in zip(V, generators, strict=True):
-        drawn = noise[: n // 2] if antithetic else noise
-        torch.randn(drawn.shape, generator=g, out=drawn)
-        if antithetic:
-            noise[n // 2 :] = -drawn
-    return V.mul_(sigma).add_(U.unsqueeze(1))
+    parts = out.interleaved(k)
+    for i, part in enumerate(parts):
+        rewards = scored(state, reward, part, parts[i + 1 :])
+        V = drawn.tensor[i::k]
+        U, log_w, ess, kl = update(state.U, V, rewards, config)
+        info = AISPInfo(
+            iteration=state.iteration,
+            rollout=part,
+            rewards=rewards,
+            log_w=log_w,
+            ess=ess,
+            kl=kl,
+            columns={},
+            V=V,
+        )
+        state = replace(state.advanced(part, rewards), U=U)
+        yield state, info
 
 
 def update(U: Tensor, V: Tensor, rewards: Tensor, config: AISPConfig) -> Update:

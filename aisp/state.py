@@ -227,29 +227,40 @@ class Method(NamedTuple):
 State = TypeVar("State", bound=SearchState)
 
 
-def scored(state: SearchState, reward: Reward, rollout: Rollout) -> Tensor:
+def scored(
+    state: SearchState, reward: Reward, rollout: Rollout, ahead: Sequence[Rollout] = ()
+) -> Tensor:
     """Rewards of one iteration's responses, (P, n) float64 on the CPU.
 
+    Args:
+        ahead: of later iterations, decoded already.
+
     Raises:
-        RewardError: as `aisp.rewards.score`; its `texts` are the responses, so that none is lost.
+        RewardError: as `aisp.rewards.score`; its `texts` are the responses, and those of the
+            iterations ahead, so that none is lost.
     """
     try:
         return score(reward, state.prompts, rollout.texts)
     except RewardError as error:
-        error.texts = rollout.texts
+        texts = zip(rollout.texts, *(r.texts for r in ahead), strict=True)
+        error.texts = [list(chain.from_iterable(of_prompt)) for of_prompt in texts]
         raise
 
 
 def unweighted(
-    state: State, reward: Reward, rollout: Rollout, **columns: Sequence[float]
+    state: State,
+    reward: Reward,
+    rollout: Rollout,
+    ahead: Sequence[Rollout] = (),
+    **columns: Sequence[float],
 ) -> tuple[State, Info]:
     """The end of a step of a method that learns nothing from the rewards for the next iteration.
 
     Args:
-        rollout: the responses that the method drew.
+        rollout, ahead: the responses that the method drew, as in `scored`.
         **columns: further columns of the history, P values each.
     """
-    rewards = scored(state, reward, rollout)
+    rewards = scored(state, reward, rollout, ahead)
     undefined = torch.full_like(rewards, torch.nan)
     info = Info(
         iteration=state.iteration,
@@ -275,19 +286,11 @@ def each_unweighted(
     Args:
         rollout: P * k groups of responses, the k iterations of a prompt after one another.
         columns: further columns of the history, P * k values each.
-
-    Raises:
-        RewardError: its `texts` are the responses of all iterations that were not scored.
     """
     parts = rollout.interleaved(k)
     for i, part in enumerate(parts):
         own = {name: values[i::k] for name, values in (columns or {}).items()}
-        try:
-            state, info = unweighted(state, reward, part, **own)
-        except RewardError as error:
-            unscored = zip(*(p.texts for p in parts[i:]), strict=True)
-            error.texts = [list(chain.from_iterable(texts)) for texts in unscored]
-            raise
+        state, info = unweighted(state, reward, part, parts[i + 1 :], **own)
         yield state, info
 
 

@@ -24,6 +24,7 @@ POLICY = SimpleNamespace(
     model=torch.nn.Identity(),
     tokenizer=None,
     eos_ids=(0,),
+    engine="aisp",
 )
 
 

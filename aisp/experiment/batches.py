@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from aisp.prompts import Prompt
+from aisp.remote import EngineError
 
 
 class BatchSize:
@@ -50,6 +51,9 @@ def attempts(
     Args:
         compute: from prompts to one Alignment each.
         begin: called with each batch before it is computed.
+
+    Raises:
+        EngineError: the processes of another engine have ended; what was computed is recorded.
     """
     alone = 0  # how many of the next prompts are tried one by one
     limit = size.most  # what the GPU's memory holds
@@ -59,6 +63,8 @@ def attempts(
         outs: list[Any] | None
         try:
             outs = compute(group)
+        except EngineError:  # no later prompt could be decoded either
+            raise
         except Exception as error:  # one failing prompt must not end an overnight run
             outs = [f"{type(error).__name__}: {error}"] if len(group) == 1 else None
             out_of_memory = _out_of_memory(error)

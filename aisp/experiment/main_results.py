@@ -157,7 +157,10 @@ def _method_names(names: str | Sequence[str]) -> list[str]:
 
 def _obstacles(policy: Policy, value: str | None, aligner: str | None) -> dict[str, str]:
     """Methods that cannot run, with the reason."""
-    found = {}
+    found: dict[str, str] = {}
+    if policy.engine != "aisp":
+        why = f"it needs the model in this process, and not in those of {policy.engine}"
+        found |= dict.fromkeys(("args", "re_control", "ram", "kad"), why)
     if value is None:
         found["re_control"] = "there is no value function for this policy and reward; set value"
     if aligner is None:

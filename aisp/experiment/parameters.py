@@ -142,6 +142,30 @@ def declarations(source: str) -> dict[str, Parameter] | None:
     return known or None
 
 
+def pairs(name: str, given: str | Sequence[str] | None) -> dict[str, Any]:
+    """Keyword arguments from one parameter.
+
+    Args:
+        name: of the parameter, for the error.
+        given: "name=value" as a list, or as a text that separates them by commas. Values are
+            Python's literals; what is none is text.
+
+    Raises:
+        ValueError: a part that is no pair.
+    """
+    parts = given.split(",") if isinstance(given, str) else given or []
+    found = {}
+    for part in filter(None, map(str.strip, parts)):
+        key, equals, value = (x.strip() for x in part.partition("="))
+        if not (key.isidentifier() and equals and value):
+            raise ValueError(f"{name} has {part!r}; write name=value, such as max_model_len=2048")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
 def refuse(given: Mapping[Any, Any], known: Mapping[str, Parameter], owner: str) -> None:
     """Raise one error about all that is wrong in `given`.
 

@@ -239,6 +239,7 @@ def _provenance(plan: Plan, batch: int, command: str | None) -> dict[str, Any]:
         **git_state(),
         **environment(plan.policy.device),
         **{name: common[name] for name in ("policy", "template", "dtype", "reward")},
+        **({"engine": common["engine"]} if "engine" in common else {}),
         "weights": {"policy": weight_files(plan.policy), "reward": weight_files(plan.reward)},
         "batch": batch,
         "prompts": sorted({p.source for p in prompts}),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ TOP_P = Decoding(1.0, 0, 0.9)
 
 def endless(policy: Policy) -> Policy:
     """The same policy with an end-of-turn token that no model emits."""
-    return Policy(policy.model, policy.tokenizer, policy.template, name=policy.name, eos_ids=(-1,))
+    return replace(policy, eos_ids=(-1,))
 
 
 def prefix_of(policy: Policy, length: int) -> list[int]:

@@ -57,6 +57,7 @@ class ARGSConfig(SearchConfig):
 
 def init(policy: Policy, prompts: Any, config: ARGSConfig, *, seed: int = 0) -> SearchState:
     """The state before the first iteration."""
+    policy.require_here("ARGS")
     return SearchState.start(policy, prompts, config, seed)
 
 

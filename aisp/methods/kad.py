@@ -164,6 +164,7 @@ def init(policy: Policy, prompts: Any, config: KADConfig, *, seed: int = 0) -> K
     Raises:
         ValueError: no aligned policy given and the policy is its own; different vocabularies.
     """
+    policy.require_here("KAD")
     aligned = _aligned(policy, config)
     listed, _ = prompt_list(prompts)
     own = tuple(aligned.prefix(prompt, config.max_new_tokens) for prompt in listed)

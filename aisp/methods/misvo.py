@@ -97,6 +97,7 @@ def init(policy: Policy, prompts: Any, config: MISVOConfig, *, seed: int = 0) ->
     Raises:
         ValueError: a policy that scales its logits, whose score would be another one.
     """
+    policy.require_here("MISVO")
     about = policy.model.config.get_text_config()
     scales = ("logit_scale", "logits_scaling")
     set_to = {x: getattr(about, x) for x in scales if getattr(about, x, None) not in (None, 1)}

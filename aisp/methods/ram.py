@@ -86,6 +86,7 @@ def init(policy: Policy, prompts: Any, config: RAMConfig, *, seed: int = 0) -> R
     Raises:
         ValueError: an aligner that cannot be loaded, or whose vocabulary is not the policy's.
     """
+    policy.require_here("RAM")
     aligner = load_aligner(config.aligner, policy)
     return RAMState.start(policy, prompts, config, seed, aligner=aligner)
 

@@ -69,6 +69,7 @@ def init(policy: Policy, prompts: Any, config: ReControlConfig, *, seed: int = 0
     Raises:
         ValueError: a value function that cannot be loaded, or of another width of the pre-logit.
     """
+    policy.require_here("RE-Control")
     value = load_value(config.value, policy)
     return ReControlState.start(policy, prompts, config, seed, value=value)
 

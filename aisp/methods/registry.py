@@ -20,7 +20,7 @@ from aisp.rewards.load import load_reward
 from aisp.state import Method, SearchConfig, SearchState, prompt_list
 
 METHODS: dict[str, Method] = {
-    "aisp": Method(sampler.AISPConfig, sampler.init, sampler.step),
+    "aisp": Method(sampler.AISPConfig, sampler.init, sampler.step, sampler.steps),
     "args": Method(args.ARGSConfig, args.init, args.step),
     "best_of_n": Method(best_of_n.BestOfNConfig, best_of_n.init, best_of_n.step, best_of_n.steps),
     "kad": Method(kad.KADConfig, kad.init, kad.step, kad.steps),

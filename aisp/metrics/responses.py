@@ -181,11 +181,8 @@ def surprisal(
     Args:
         base, prompts, responses: as in `kl_to_base`.
     """
-    values = []
-    for prompt, tokens in _tokenized(base, prompts, responses):
-        log_p = torch.log_softmax(base.response_logits(prompt, tokens).double(), -1)
-        index = torch.tensor(tokens, dtype=torch.long, device=log_p.device)[:, None]
-        values.append(-log_p.gather(-1, index).sum().item())
+    pairs = _tokenized(base, prompts, responses)
+    values = [-base.log_probs(prompt, tokens).sum().item() for prompt, tokens in pairs]
     return torch.tensor(values, dtype=torch.float64)
 
 

@@ -33,8 +33,8 @@ def load_reward(
             Hugging Face id or path of a reward model (any sequence classifier with one output,
             openbmb/UltraRM-13b, openbmb/Eurus-RM-7b; see `aisp.rewards.hub`), a callable
             (prompt, response) -> float, or a Reward, which is returned as it is.
-        policy: its weights are shared with the embedded head where it is the embedded model, and
-            its device is the default device.
+        policy: its weights are shared with the embedded head where it is the embedded model (and
+            not in another engine's processes), and its device is the default device.
         device, dtype: for models; as in `load_policy`.
         format: for Hugging Face reward models, from the messages, the response as the last of them,
             to the text that is read, if that is to be another than the checkpoint's own.
@@ -50,8 +50,10 @@ def load_reward(
         return CallableReward(source)
     device = resolve_device(policy.device if policy and device is None else device)
     if is_embedded(source):
-        if policy is None or not policy.is_embedded or policy.device != device:
-            policy = load_policy(EMBEDDED, device=device, dtype=dtype)
+        elsewhere = policy is not None and policy.engine != "aisp"
+        if policy is None or not policy.is_embedded or policy.device != device or elsewhere:
+            same = policy.dtype if policy is not None and policy.is_embedded else None
+            policy = load_policy(EMBEDDED, device=device, dtype=dtype or same)
         return EmbeddedReward.load(policy)
     if str(source) == EmbeddedJudge.name:
         return EmbeddedJudge.load(device)

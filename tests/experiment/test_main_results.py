@@ -25,6 +25,7 @@ class FakePolicy:
     tokenizer: object = None
     model: object = None
     eos_ids: tuple[int, ...] = (0,)
+    engine: str = "aisp"
 
 
 REWARD = SimpleNamespace(name="embedded")

@@ -108,6 +108,17 @@ def test_numbers_are_written_in_the_way_that_yaml_reads():
         assert yaml.safe_load(advised) == float(text), advised
 
 
+def test_one_parameter_may_hold_keyword_arguments():
+    expected = {"max_model_len": 2048, "gpu_memory_utilization": 0.4, "quantization": "fp8"}
+    written = ["max_model_len=2048", "gpu_memory_utilization = 0.4", "quantization=fp8"]
+    assert parameters.pairs("x", written) == parameters.pairs("x", ", ".join(written)) == expected
+    assert parameters.pairs("x", None) == parameters.pairs("x", "") == {}
+    assert parameters.pairs("x", "enforce_eager=True") == {"enforce_eager": True}
+    for wrong in ("max_model_len", "=3", "a b=3", "a="):
+        with pytest.raises(ValueError, match=r"x has .*write name=value"):
+            parameters.pairs("x", wrong)
+
+
 def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(ValueError) as error:
         parameters.check_cells(after("kapa: 2\nseed: '1'\nlamb: 2"))

@@ -446,10 +446,10 @@ def test_a_reward_that_is_none_is_refused_clearly(tiny):
         aisp.align("Hi", tiny(), reward, sigma=1e-200, **SMALL)
 
 
-INDEPENDENT = ["best_of_n", "kad", "ram"]
+INDEPENDENT = {"aisp": {"adapt": False}, "best_of_n": {}, "kad": {}, "ram": {}}
 
 
-@pytest.mark.parametrize("method", INDEPENDENT)
+@pytest.mark.parametrize("method", sorted(INDEPENDENT))
 def test_iterations_decoded_together_find_what_single_ones_find(call, monkeypatch, method):
     batches, plain = [], Stepper.start
 
@@ -458,11 +458,12 @@ def test_iterations_decoded_together_find_what_single_ones_find(call, monkeypatc
         return plain(self, *args)
 
     monkeypatch.setattr(Stepper, "start", start)
-    models = 1 if method == "best_of_n" else 2
-    single = call(method, PROMPTS, kappa=5, seed=1, rows=1)
+    models = 1 if method in ("aisp", "best_of_n") else 2
+    own = INDEPENDENT[method]
+    single = call(method, PROMPTS, kappa=5, seed=1, rows=1, **own)
     assert batches == [8] * 5 * models
     batches.clear()
-    together = call(method, PROMPTS, kappa=5, seed=1, rows=17)  # two iterations of 2 prompts
+    together = call(method, PROMPTS, kappa=5, seed=1, rows=17, **own)  # two iterations of 2 prompts
     assert batches == [16] * 2 * models + [8] * models
     for one, other in zip(single, together, strict=True):
         assert one.candidates.equals(other.candidates)
@@ -478,11 +479,12 @@ def test_how_many_iterations_are_decoded_at_once():
     assert configure("best_of_n", n=16, kappa=8, token_budget=10**6).at_once(1) == 1
     assert configure("best_of_n", n=16, kappa=8, second_budget=60.0).at_once(1) == 1
     assert configure("aisp", n=16, kappa=8).at_once(1) == 1, "each needs the one before"
+    assert configure("aisp", n=16, kappa=8, adapt=False).at_once(1) == 8
     with pytest.raises(ValueError, match="rows is 0; it must be"):
         configure("ram", rows=0)
 
 
-@pytest.mark.parametrize("method", INDEPENDENT)
+@pytest.mark.parametrize("method", sorted(INDEPENDENT))
 def test_a_failure_among_iterations_decoded_together_keeps_all_of_them(call, method):
     drawn = []
 
@@ -493,9 +495,17 @@ def test_a_failure_among_iterations_decoded_together_keeps_all_of_them(call, met
         return float(len(response))
 
     with pytest.raises(RewardError) as caught:
-        call(method, reward=fails_later, kappa=4)
+        call(method, reward=fails_later, kappa=4, **INDEPENDENT[method])
     found = caught.value.candidates
-    whole = call(method, reward=lambda prompt, response: 0.0, kappa=4).candidates
+    zero = lambda prompt, response: 0.0  # noqa: E731
+    whole = call(method, reward=zero, kappa=4, **INDEPENDENT[method]).candidates
     assert found["response"].tolist() == whole["response"].tolist()
     assert found["iteration"].tolist() == whole["iteration"].tolist()
     assert found["reward"].notna().sum() == 4
+
+
+def test_iterations_that_need_each_other_are_not_decoded_together(tiny):
+    config = configure("aisp", n=2, kappa=3, max_new_tokens=3)
+    state = METHODS["aisp"].init(tiny(), "Hi", config)
+    with pytest.raises(ValueError, match="k is 2; each iteration of AISP needs the one before"):
+        next(METHODS["aisp"].steps(state, tiny(), CallableReward(reward), config, 2))

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from aisp.experiment.identity.bytecode import globals_read, is_installed
-from aisp.experiment.identity.weights import tensor_digest, weights_sha256
+from aisp.experiment.identity.weights import stored_weights, tensor_digest, weights_sha256
 from aisp.policy import Policy
 from aisp.provenance import file_sha256
+from aisp.remote import RemoteModel
 from aisp.rewards.base import CallableReward, Reward
 
 # Attributes of a reward that say how many texts it reads at once, and nothing about its values.
@@ -164,6 +165,15 @@ class _Walk:
         self.add(self.digests.once(value, weights_sha256))
         config: Any = getattr(value, "config", None)  # of a model of transformers, or anything
         self.add(_told(config.to_diff_dict()) if hasattr(config, "to_diff_dict") else None)
+
+    def remote(self, value: RemoteModel, what: str) -> None:
+        """A model in another engine's processes: its files, or its commit on the hub."""
+        folder, commit = Path(value.source), getattr(value.config, "_commit_hash", None)
+        files = stored_weights(folder) if folder.is_dir() else []
+        if not files and not commit:
+            raise UnidentifiedError(f"{what} has no files of weights at {value.source}")
+        told = [self.digests.of(value.settings), *(map(file_sha256, files) if files else [commit])]
+        self.add("remote", *told, _told(value.config.to_diff_dict()))
 
     def tokenizer(self, value: PreTrainedTokenizerBase, what: str) -> None:
         self.add(self.digests.once(value, _tokenizer_sha256))
@@ -306,6 +316,7 @@ _KINDS: list[tuple[Any, Callable[[_Walk, Any, str], None]]] = [  # the first tha
     (set | frozenset, _Walk.unordered),
     (nn.Module, _Walk.module),
     (Tensor, _Walk.tensor),
+    (RemoteModel, _Walk.remote),
     (PreTrainedTokenizerBase, _Walk.tokenizer),
     (Policy, _Walk.policy),
     (Reward, _Walk.reward),

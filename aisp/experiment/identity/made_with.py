@@ -46,7 +46,7 @@ def made_with(
         configs: label -> configuration.
 
     Returns:
-        label -> policy, template, dtype and reward by name; the SHA-256 of each but dtype, where a
+        label -> policy, template, dtype, reward and an engine other than ours by name; the SHA-256 of each but dtype, where a
         name that the user gave to a function does not stand for it; and that of each model, value
         function and trained part in the configuration. Plain JSON.
 
@@ -58,6 +58,7 @@ def made_with(
         "policy": policy.name,
         "policy_sha256": digests.of(policy.eos_ids, policy.model, policy.tokenizer),
         "dtype": str(policy.dtype).removeprefix("torch."),
+        **({} if policy.engine == "aisp" else {"engine": policy.engine}),
         **_template(policy, digests),
         **_reward(reward, digests),
     }
@@ -155,6 +156,7 @@ def differences(
         stored = {f.name: f.default for f in fields(config)} | stored
     pairs = {k: (stored.get(k), now.get(k)) for k in {**stored, **now}}
     pairs |= {k: (there.get(k), v) for k, v in made.items()}
+    pairs["engine"] = there.get("engine"), made.get("engine")  # absent where it is ours
     return {k: (old, new) for k, (old, new) in pairs.items() if old != new}
 
 
