@@ -28,6 +28,9 @@ from aisp.rewards.base import Reward, RewardError, length_batches
 
 POOLINGS = ("mean", "last")
 
+# Sharing a beginning takes one more pass, which costs about as much as this many tokens in a batch.
+PASS_TOKENS = 256
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -132,12 +135,7 @@ def features(
     batches = length_batches([len(encoded[i][0]) for i in alone], max(1, batch_tokens // longest))
     todo: list[tuple[list[int], list[tuple[int, int]]]]
     todo = [([alone[i] for i in batch], []) for batch in batches]
-    for group, length in shared:
-        # Together while their keys and values, a copy per response, stay moderate.
-        if not todo or not todo[-1][1] or len(todo[-1][0]) * length > 16 * batch_tokens:
-            todo.append(([], []))
-        todo[-1][0].extend(group)
-        todo[-1][1].append((len(group), length))
+    todo += _together(shared, [len(tokens) for tokens, _ in encoded], batch_tokens)
     for rows, sizes in tqdm(todo, desc="features", disable=not progress, unit="batch"):
         out[rows] = _pooled(policy, backbone, [encoded[i] for i in rows], sizes, layers, poolings)
     return out
@@ -146,8 +144,8 @@ def features(
 def _groups(prompts, encoded) -> tuple[list[tuple[list[int], int]], list[int]]:
     """Responses that begin alike, with the length of what they share; and all others.
 
-    A token-level search scores many extensions of one text. Running the shared text once is worth
-    it if it is most of the tokens; otherwise the extra pass costs more than it saves.
+    Running the shared text once is worth it if that saves more than the extra pass costs: for a
+    dozen responses to one prompt, or the many extensions of one text that a token-level search scores.
     """
     by_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -158,11 +156,40 @@ def _groups(prompts, encoded) -> tuple[list[tuple[list[int], int]], list[int]]:
         first, last = min(texts), max(texts)  # what these two share, all between them share
         same = (j for j, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
         length = min(next(same, len(first)), min(map(len, texts)) - 1)
-        if length * (len(group) - 1) > 0.75 * sum(map(len, texts)):
+        if length * (len(group) - 1) > PASS_TOKENS:
             shared.append((group, length))
         else:
             alone += group
     return shared, sorted(alone)
+
+
+def _together(
+    shared: list[tuple[list[int], int]], lengths: list[int], batch_tokens: int
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Batches of responses that begin alike: their rows, and for each run of them (rows, shared).
+
+    A batch has at most `batch_tokens` padded tokens of its own, and 16 times as many in the cache,
+    which holds a copy of what is shared for every row.
+    """
+    batches: list[tuple[list[int], list[tuple[int, int]]]] = []
+    widest = deepest = 0
+    for group, length in shared:
+        begun = False  # whether the last run of the last batch is this group's
+        for row in sorted(group, key=lengths.__getitem__):
+            own = lengths[row] - length
+            widest, deepest = max(widest, own), max(deepest, length)
+            count = len(batches[-1][0]) + 1 if batches else 0
+            if not count or count * max(widest, deepest / 16) > batch_tokens:
+                batches.append(([], []))
+                begun, widest, deepest = False, own, length
+            rows, runs = batches[-1]
+            rows.append(row)
+            if begun:
+                runs[-1] = (runs[-1][0] + 1, length)
+            else:
+                runs.append((1, length))
+                begun = True
+    return batches
 
 
 def _pooled(policy, backbone, encoded, sizes, layers, poolings) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 import aisp
 from aisp.provenance import data_path
-from aisp.rewards.head import EmbeddedReward, Head, features
+from aisp.rewards.head import EmbeddedReward, Head, _together, features
 
 PROMPTS = ["Hi", "How do I learn to cook?"]
 REPLIES = ["Hello there, how can I help?", "Buy a pan."]
@@ -34,6 +34,43 @@ def test_texts_that_begin_alike_run_once_and_give_the_same(embedded, monkeypatch
     handle.remove()
     assert few < 0.5 * sum(tokens)
     torch.testing.assert_close(shared, whole, atol=2e-4, rtol=1e-4)
+
+
+def test_batches_that_share_beginnings_stay_within_their_tokens():
+    lengths = [30 + i % 7 for i in range(40)] + [25] * 9 + [100, 101]
+    shared = [(list(range(40)), 20), (list(range(40, 49)), 22), ([49, 50], 90)]
+    for limit in (1, 40, 90, 10_000):
+        batches = _together(shared, lengths, limit)
+        assert sorted(row for rows, _ in batches for row in rows) == list(range(51))
+        for rows, runs in batches:
+            assert sum(count for count, _ in runs) == len(rows)
+            depths = [depth for count, depth in runs for _ in range(count)]
+            widest = max(lengths[row] - depth for row, depth in zip(rows, depths, strict=True))
+            assert len(rows) * max(widest, max(depths) / 16) <= limit or len(rows) == 1
+            for row, depth in zip(rows, depths, strict=True):
+                assert depth == next(length for group, length in shared if row in group)
+    assert len(batches) == 1 and [count for count, _ in batches[0][1]] == [40, 9, 2]
+
+
+def test_a_dozen_responses_to_one_prompt_share_it_and_few_do_not(embedded):
+    prompt = "How do I learn to cook? " + "I like soup. " * 6
+
+    def passes(count, batch_tokens=4096):
+        seen = []
+        handle = embedded.model.get_input_embeddings().register_forward_hook(
+            lambda module, args, out: seen.append(tuple(args[0].shape))
+        )
+        replies = [f"Number {i} is {'good ' * (i % 3)}" for i in range(count)]
+        f = features(embedded, [prompt] * count, replies, layers=[3], batch_tokens=batch_tokens)
+        handle.remove()
+        return seen, f
+
+    one, whole = passes(16)
+    assert [rows for rows, _ in one] == [1, 16]
+    assert len(passes(3)[0]) == 1, "what is saved is less than a pass"
+    many, parts = passes(16, batch_tokens=30)
+    assert len(many) > 4 and all(rows * width <= 100 for rows, width in many)
+    torch.testing.assert_close(whole, parts, atol=2e-4, rtol=1e-4)
 
 
 def test_features_are_the_hidden_states_of_the_whole_model(embedded):
