@@ -56,6 +56,7 @@ class RemoteModel:
     It has the model's configuration and can decode; everything else that a model has is refused.
 
     Attributes:
+        llm: the `vllm.LLM`.
         config, generation_config: of transformers.
         source: the folder or the Hugging Face id that the weights came from.
         device: of the workers, and so of the generators and of U.
@@ -73,7 +74,7 @@ class RemoteModel:
         Raises:
             ValueError: the head is not linear.
         """
-        self._llm = llm
+        self.llm = llm
         self.config, self.source, self.settings = config, source, settings
         self.generation_config = _generation_config(source, settings.get("revision"))
         facts = next(x for x in self._call("aisp_facts") if x is not None)
@@ -127,21 +128,21 @@ class RemoteModel:
 
     def close(self) -> None:
         """End the engine's processes and free their memory; the model cannot be used afterwards."""
-        self._llm.llm_engine.engine_core.shutdown()
+        self.llm.llm_engine.engine_core.shutdown()
 
     def _generate(self, rows: Sequence[Sequence[int]], params: list[Any]) -> list[Any]:
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
-        return self._alive(self._llm.generate, prompts, params, use_tqdm=False)
+        return self._alive(self.llm.generate, prompts, params, use_tqdm=False)
 
     def _drain(self) -> None:
         """Finish what an interrupt left in the engine."""
-        engine = self._llm.llm_engine
+        engine = self.llm.llm_engine
         while engine.has_unfinished_requests():
             self._alive(engine.step)
 
     def _call(self, name: str, *arguments: Any) -> list[Any]:
         """A method of `aisp.engine.vllm_worker.Extension` in every worker."""
-        return self._alive(self._llm.collective_rpc, name, args=arguments)
+        return self._alive(self.llm.collective_rpc, name, args=arguments)
 
     def _alive(self, function: Any, *arguments: Any, **options: Any) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError

@@ -65,6 +65,7 @@ class LLM:
     @torch.inference_mode()
     def generate(self, prompts, params, use_tqdm):
         self.alive()
+        params = params if isinstance(params, list) else [params] * len(prompts)
         rows = [
             SimpleNamespace(ids=p["prompt_token_ids"], params=s, outputs=[], number=i)
             for i, (p, s) in enumerate(zip(prompts, params, strict=True))
@@ -120,7 +121,7 @@ class LLM:
 
 
 def ended(row):
-    last = row.outputs[-1] in row.params.stop_token_ids
+    last = row.outputs[-1] in getattr(row.params, "stop_token_ids", ())
     return last or len(row.outputs) == row.params.max_tokens
 
 

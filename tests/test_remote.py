@@ -83,14 +83,14 @@ def test_a_tensor_of_perturbations_travels_whole_and_a_mean_alone(two):
     prefix = [ours.prefix("Hi")]
     outs = [rollout(p, prefix, 2, 8, V=V) for p in two]
     assert torch.equal(outs[0].tokens, outs[1].tokens)
-    assert there.model._llm.messages[-1] > V.nbytes
+    assert there.model.llm.messages[-1] > V.nbytes
     U = 2 * V[0, 0]
     assert sampler.respond(ours, "Hi", U) == sampler.respond(there, "Hi", U)
     config = sampler.AISPConfig(n=64, max_new_tokens=6, sigma=1.0)
     state = sampler.init(there, "Hi", config)
     sampler.step(state, there, aisp.load_reward(reward), config)
     one, all_of_them = state.U.nbytes, 64 * state.U.nbytes
-    assert one < there.model._llm.messages[-1] < one + 8192 < all_of_them
+    assert one < there.model.llm.messages[-1] < one + 8192 < all_of_them
 
 
 def test_logits_that_are_not_finite_are_an_error_and_the_engine_lives_on(two):
@@ -139,7 +139,7 @@ def test_methods_that_need_the_model_are_refused_before_anything_is_decoded(ther
             aisp.align("Hi", there, reward, method=method, progress=False)
     with pytest.raises(ElsewhereError, match="decoding step by step"):
         Stepper(there, [[1]], 1, 1)
-    assert there.model._llm.messages == []
+    assert there.model.llm.messages == []
 
 
 def test_pre_logits_logits_and_weights_are_refused(there):
@@ -189,13 +189,13 @@ def test_without_vllm_and_with_another_version_the_error_says_what_to_do(monkeyp
 
 
 def test_arguments_reach_vllm_and_some_are_refused(there, monkeypatch):
-    seen = there.model._llm.seen
+    seen = there.model.llm.seen
     assert seen["dtype"] == "float32" and seen["load_format"] == "safetensors"
     assert seen["logits_processors"] == ["aisp.engine.vllm_worker:Processor"]
     assert seen["kv_cache_memory_bytes"] == 2 * 2**30 and seen["enable_prefix_caching"] is True
     load = {"engine": "vllm", "device": "cpu", "dtype": "float32"}
     more = aisp.load_policy(there.name, max_num_seqs=8, quantization="fp8", **load)
-    assert more.model._llm.seen["max_num_seqs"] == 8
+    assert more.model.llm.seen["max_num_seqs"] == 8
     assert more.model.settings == {"quantization": "fp8"}
     for wrong in ({"speculative_config": {"method": "ngram"}}, {"logits_processors": ["x:y"]}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} cannot be given"):
@@ -235,7 +235,7 @@ def test_records_name_the_engine_and_those_of_ours_are_as_they_were(two):
 def test_a_dead_engine_ends_the_run_with_its_records_kept_and_the_next_run_goes_on(there, tmp_path):
     prompts = [Prompt(f"p{i}", ({"role": "user", "content": t},), "t") for i, t in enumerate("abc")]
     methods = {"AISP": {"method": "aisp", **{k: v for k, v in SIZE.items() if k != "progress"}}}
-    llm, calls = there.model._llm, []
+    llm, calls = there.model.llm, []
 
     def dies(prompt, response):
         calls.append(1)

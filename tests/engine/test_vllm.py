@@ -138,7 +138,7 @@ def test_a_killed_engine_is_a_clear_error_and_the_next_run_goes_on(few_rows, the
     def dies(prompt, response):
         calls.append(response)
         if len(calls) == 12:  # between the iterations of the second prompt
-            core = few_rows.model._llm.llm_engine.engine_core
+            core = few_rows.model.llm.llm_engine.engine_core
             for process in core.resources.engine_manager.processes:
                 process.kill()
         return distinct(prompt, response)
