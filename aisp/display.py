@@ -1,10 +1,11 @@
-"""How a result shows itself in a notebook: a card in HTML, and a figure of rewards by sample.
+"""How results show themselves: a card in HTML, a figure of rewards by sample, text in a terminal.
 
-Text of models is text, never markup: everything that is shown is escaped.
+Text of models is text, never markup and never a command: everything that is shown is escaped.
 """
 
 import html
 import math
+import unicodedata
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -13,6 +14,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, MARGIN = 240, 64, 6  # of the small curve, in CSS pixels
+JOINERS = "\u200c\u200d"  # format characters that spelling needs: in Persian, Hindi, and emoji
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, with nothing in it that a terminal would obey.
+
+    Line breaks and control characters become their escapes, such as "\n" and "\x1b"; so do halves of
+    surrogate pairs, and the invisible characters that change the direction of text or hide in it.
+    """
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    # Control, format and surrogate characters; line and paragraph separators.
+    kind = unicodedata.category(character)
+    if kind in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS:
+        return character.encode("unicode_escape").decode()
+    return character
 
 
 def card(title: str, prompt: str, response: str, reward: float, rewards: Sequence[float]) -> str:
@@ -84,7 +103,7 @@ def rewards_by_sample(rewards: Sequence[float], iterations: Sequence[int], title
             ax.axvline(i + 0.5, color="0.85", linewidth=0.6, zorder=0)
     ax.set(xlabel="sample (vertical lines separate iterations)", ylabel="reward")
     ax.set_title(title, loc="left", fontsize=9)
-    ax.legend(frameon=False, fontsize=8)
+    fig.legend(frameon=False, fontsize=8, loc="outside right upper")  # where no dot can lie
     plt.close(fig)  # shown by whoever asked for it, once
     return fig
 
