@@ -25,9 +25,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 COPIED = ("aisp", "data", "figures", "notebooks", "Makefile", "pyproject.toml")
 
 
@@ -39,7 +45,9 @@ def browser():
     with sync.sync_playwright() as playwright:
         program = found or playwright.chromium.executable_path
         if not Path(program).exists():
-            pytest.skip(f"no browser: none of {', '.join(NAMES)}, and `playwright install` was not run")
+            pytest.skip(
+                f"no browser: none of {', '.join(NAMES)}, and `playwright install` was not run"
+            )
         # A folder of its own for its profile is made by Playwright, and removed at the end.
         launched = playwright.chromium.launch(executable_path=program, args=FLAGS, timeout=60_000)
         yield launched
