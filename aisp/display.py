@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, MARGIN = 240, 64, 6  # of the small curve, in CSS pixels
+_TOP_LEFT = "text-align:left;vertical-align:top"
 JOINERS = "\u200c\u200d"  # format characters that spelling needs: in Persian, Hindi, and emoji
 
 
@@ -43,15 +44,17 @@ def card(title: str, prompt: str, response: str, reward: float, rewards: Sequenc
     """
 
     def row(name: str, text: str) -> str:
-        cell = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
-        return f'<tr><th style="{cell}">{name}</th><td style="{cell}">{html.escape(text)}</td></tr>'
+        words = f"{_TOP_LEFT};white-space:pre-wrap;overflow-wrap:anywhere"
+        return f'<tr>{head(name)}<td style="{words}">{html.escape(text)}</td></tr>'
+
+    def head(name: str) -> str:
+        return f'<th style="{_TOP_LEFT};white-space:nowrap">{name}</th>'
 
     return (
         f'<table style="max-width:48em"><caption style="text-align:left">{html.escape(title)}'
         f"</caption><tbody>{row('prompt', prompt)}{row('response', response)}"
         f"{row('reward', f'{reward:.3f}')}"
-        f'<tr><th style="text-align:left;vertical-align:top">samples</th>'
-        f'<td style="text-align:left">{curve(rewards)}</td></tr></tbody></table>'
+        f'<tr>{head("samples")}<td style="text-align:left">{curve(rewards)}</td></tr></tbody></table>'
     )
 
 
@@ -121,7 +124,7 @@ def side_by_side(
         labels: of the columns after the first, which holds the prompt.
         rows: (prompt, one (response, reward) per label); a NaN reward marks a missing one.
     """
-    cell = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
+    cell = f"{_TOP_LEFT};white-space:pre-wrap;overflow-wrap:anywhere"
     width = f"width:{100 / (len(labels) + 1):.0f}%"
     head = "".join(f'<th style="{cell};{width}">{html.escape(x)}</th>' for x in ("prompt", *labels))
     body = ""

@@ -32,7 +32,7 @@ DEFINED = [re.compile(x) for x in (
     r"top-?\$?p\$? 0\.9|temperature 0\.65",  # how tokens are drawn
     r"95% (?:\w+ )?intervals?|bootstrap 95%|\(95%\)",
     r"\\in \[0, 1\]",  # a range of definition
-        r"(?:=|\\to|\\ge) ?\$?-?\d+\.\d+",  # a symbol or a name is given a value
+    r"(?:=|\\to|\\ge) ?\$?-?\d+\.\d+",  # a symbol or a name is given a value
     r"[Pp]ython 3\.\d+\+?|torch \d\.\d+|\b0\.[12]\.0\b|Apache-2\.0",  # versions
 )]  # fmt: skip
 # What else they stand for, text by text: the words around the number, and whose they are.

@@ -180,7 +180,7 @@ def lab(checkout, tmp_path_factory) -> Iterator[str]:
         )
     try:
         until_it_answers(f"http://127.0.0.1:{port}/api?token={token}", server, home / "log")
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset"  # no tabs of another test
     finally:
         stop(server)
 
