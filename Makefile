@@ -23,7 +23,7 @@ unexport JUPYTER_PATH
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run experiment notebooks test typecheck test-slow test-vllm coverage docs bench lab clean
+.PHONY: help setup run experiment notebooks test typecheck test-slow test-vllm test-browser coverage docs bench lab clean
 .PHONY: params-given
 
 help:
@@ -82,7 +82,7 @@ test: setup ## lint, check types, run the fast tests, and execute every notebook
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -m "not slow and not gpu and not vllm"
+	$(PY) -m pytest -m "not slow and not gpu and not vllm and not browser"
 # Everything anew, at toy size: stored smoke records would let the notebooks resume, and so test nothing.
 	@rm -rf data/results/smoke figures/smoke outputs/smoke && mkdir -p outputs/smoke
 	@for notebook in $(NOTEBOOKS); do \
@@ -97,7 +97,7 @@ typecheck: setup ## check the types of aisp/ alone (a part of `make test`)
 	$(PY) -m mypy
 
 test-slow: setup ## run the tests that `make test` leaves out for their length
-	$(PY) -m pytest -m "slow and not gpu and not vllm"
+	$(PY) -m pytest -m "slow and not gpu and not vllm and not browser"
 
 $(STAMP_VLLM): requirements-vllm.txt pyproject.toml
 	"$(PYTHON)" -m venv "$(VENV_VLLM)"
@@ -110,10 +110,14 @@ test-vllm: $(STAMP_VLLM) ## install vLLM for the CPU into .venv-vllm and test it
 	@$(PY_VLLM) -m aisp.assets
 	$(PY_VLLM) -m pytest -m vllm tests/engine/test_vllm.py
 
+# Of the distribution (apt install chromium), or fetched by `.venv/bin/python -m playwright install chromium`.
+test-browser: setup docs ## open notebooks in JupyterLab and the site in Chromium; pictures in outputs/browser/
+	$(PY) -m pytest -m browser tests/browser
+
 coverage: setup ## run the fast tests, and print how much of aisp/ they execute, least covered files first
 	@mkdir -p outputs
 	$(PY) -m coverage erase
-	$(PY) -m coverage run -m pytest -m "not slow and not gpu and not vllm"
+	$(PY) -m coverage run -m pytest -m "not slow and not gpu and not vllm and not browser"
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage html --quiet
 	@$(PY) -m coverage report

@@ -1,10 +1,11 @@
-"""How a result shows itself in a notebook: a card in HTML, and a figure of rewards by sample.
+"""How results show themselves: a card in HTML, a figure of rewards by sample, text in a terminal.
 
-Text of models is text, never markup: everything that is shown is escaped.
+Text of models is text, never markup and never a command: everything that is shown is escaped.
 """
 
 import html
 import math
+import unicodedata
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -13,6 +14,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, MARGIN = 240, 64, 6  # of the small curve, in CSS pixels
+_TOP_LEFT = "text-align:left;vertical-align:top"
+JOINERS = "\u200c\u200d"  # format characters that spelling needs: in Persian, Hindi, and emoji
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, with nothing in it that a terminal would obey.
+
+    Line breaks and control characters become their escapes, such as "\n" and "\x1b"; so do halves of
+    surrogate pairs, and the invisible characters that change the direction of text or hide in it.
+    """
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    # Control, format and surrogate characters; line and paragraph separators.
+    kind = unicodedata.category(character)
+    if kind in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS:
+        return character.encode("unicode_escape").decode()
+    return character
 
 
 def card(title: str, prompt: str, response: str, reward: float, rewards: Sequence[float]) -> str:
@@ -24,15 +44,17 @@ def card(title: str, prompt: str, response: str, reward: float, rewards: Sequenc
     """
 
     def row(name: str, text: str) -> str:
-        cell = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
-        return f'<tr><th style="{cell}">{name}</th><td style="{cell}">{html.escape(text)}</td></tr>'
+        words = f"{_TOP_LEFT};white-space:pre-wrap;overflow-wrap:anywhere"
+        return f'<tr>{head(name)}<td style="{words}">{html.escape(text)}</td></tr>'
+
+    def head(name: str) -> str:
+        return f'<th style="{_TOP_LEFT};white-space:nowrap">{name}</th>'
 
     return (
         f'<table style="max-width:48em"><caption style="text-align:left">{html.escape(title)}'
         f"</caption><tbody>{row('prompt', prompt)}{row('response', response)}"
         f"{row('reward', f'{reward:.3f}')}"
-        f'<tr><th style="text-align:left;vertical-align:top">samples</th>'
-        f'<td style="text-align:left">{curve(rewards)}</td></tr></tbody></table>'
+        f'<tr>{head("samples")}<td style="text-align:left">{curve(rewards)}</td></tr></tbody></table>'
     )
 
 
@@ -84,7 +106,7 @@ def rewards_by_sample(rewards: Sequence[float], iterations: Sequence[int], title
             ax.axvline(i + 0.5, color="0.85", linewidth=0.6, zorder=0)
     ax.set(xlabel="sample (vertical lines separate iterations)", ylabel="reward")
     ax.set_title(title, loc="left", fontsize=9)
-    ax.legend(frameon=False, fontsize=8)
+    fig.legend(frameon=False, fontsize=8, loc="outside right upper")  # where no dot can lie
     plt.close(fig)  # shown by whoever asked for it, once
     return fig
 
@@ -102,7 +124,7 @@ def side_by_side(
         labels: of the columns after the first, which holds the prompt.
         rows: (prompt, one (response, reward) per label); a NaN reward marks a missing one.
     """
-    cell = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
+    cell = f"{_TOP_LEFT};white-space:pre-wrap;overflow-wrap:anywhere"
     width = f"width:{100 / (len(labels) + 1):.0f}%"
     head = "".join(f'<th style="{cell};{width}">{html.escape(x)}</th>' for x in ("prompt", *labels))
     body = ""

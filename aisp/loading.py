@@ -132,15 +132,17 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None or device == "":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = "use 'cuda' (or 'cuda:0') for a GPU, 'cpu' for none"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kind = accelerator.type if accelerator else "none"
+    here = [f"{kind}:{i}" for i in range(torch.accelerator.device_count() if accelerator else 0)]
+    known = f"available: {', '.join(['cpu', *here])}"
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device is {device!r}, which torch does not know; {known}") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if found.type != "cpu" and f"{found.type}:{found.index or 0}" not in here:
         raise ValueError(
-            f"device is {str(device)!r}, but torch finds {torch.cuda.device_count()} GPUs here; "
-            f"{known}"
+            f"device is {str(device)!r}, which this torch does not find on this machine; {known}"
         )
     return found
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from aisp.checks import whole
+from aisp.display import printable
 from aisp.preference_data import (
     HUB,
     PROMPT_ROWS,
@@ -28,7 +29,6 @@ from aisp.provenance import data_path
 
 ROLES = ("system", "user", "assistant")
 _SOURCES = '"builtin", "shp", "hh", "shp:PATH", "hh:PATH", or the path of a JSONL file'
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -61,7 +61,7 @@ class Prompt:
     @property
     def label(self) -> str:
         """`text` on one line of at most 60 characters without control characters, for tables."""
-        line = escaped(" ".join(self.text.split()))
+        line = printable(" ".join(self.text.split()))
         return line if len(line) <= 60 else line[:59].rstrip() + "…"
 
 
@@ -107,15 +107,6 @@ def as_messages(prompt: "str | Messages | tuple[dict[str, str], ...] | Prompt") 
     if not content.strip():
         raise ValueError(f"the last message is {content!r}; it must contain text. Write a question")
     return [dict(message) for message in prompt]
-
-
-def escaped(text: str) -> str:
-    """Text with its control characters written as Python writes them, such as \\n and \\x1b.
-
-    For text of models and users in errors and tables: it stays on one line, and no escape sequence
-    reaches the terminal.
-    """
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _check_text(name: str, text: object) -> None:

@@ -1,5 +1,6 @@
 """How results show themselves: escaped, finite, and in agreement with the candidates."""
 
+import io
 import re
 
 import pytest
@@ -17,6 +18,14 @@ def test_text_of_prompt_and_response_is_never_markup():
     assert "&lt;script&gt;" in shown and "&lt;/td&gt;&lt;img src=x&gt;" in shown
 
 
+def test_text_is_shown_without_what_a_terminal_would_obey():
+    text = "red \x1b[31m, \tnext\r\nline, \x9b, ñ, שלום, 👩‍👧"
+    assert display.printable(text) == r"red \x1b[31m, \tnext\r\nline, \x9b, ñ, שלום, 👩‍👧"
+    assert display.printable("a\u202eb\u200bc\u2028\ud800") == r"a\u202eb\u200bc\u2028\ud800"
+    whole = "ø 你好 🙂 \u3000 می\u200cخواهم"  # two joined words of Persian
+    assert display.printable(whole) == whole
+
+
 def test_an_alignment_shows_what_it_found(tiny):
     out = aisp.align("Is 1 < 2?", tiny(), reward, **SMALL)
     shown = out._repr_html_()
@@ -28,6 +37,8 @@ def test_an_alignment_shows_what_it_found(tiny):
     assert samples.get_ydata().tolist() == out.candidates["reward"].tolist()
     assert best.get_ydata()[-1] == out.reward
     assert len(ax.lines) == 4  # samples, best so far, and two borders of iterations
+    figure.savefig(io.BytesIO())  # which lays it out
+    assert not figure.legends[0].get_window_extent().overlaps(ax.get_window_extent())
 
 
 def test_the_line_is_the_best_so_far_and_rises():

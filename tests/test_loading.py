@@ -105,13 +105,27 @@ def test_a_damaged_embedded_model_is_said_to_be_one(tmp_path, saved, monkeypatch
 
 def test_devices_that_are_not_there():
     assert resolve_device("cpu") == torch.device("cpu")
-    for load in (load_policy, load_reward, load_encoder):
-        with pytest.raises(ValueError, match=r"device is 'gpu'.*use 'cuda' .* for a GPU, 'cpu'"):
-            load("embedded", device="gpu")
-    with pytest.raises(ValueError, match=r"device is 'cuda:99', but torch finds \d+ GPUs"):
-        resolve_device("cuda:99")
     with pytest.raises(ValueError, match=r"device is 3\.5"):
         resolve_device(3.5)
+    for load in (load_policy, load_reward, load_encoder):
+        with pytest.raises(ValueError, match=r"device is 'gpu', which torch .* available: cpu"):
+            load("embedded", device="gpu")
+        for there_is_none in ("cuda:99", "xpu:99", "mps:99", "meta"):
+            found = (
+                rf"device is '{there_is_none}', which this torch does not find .* available: cpu"
+            )
+            with pytest.raises(ValueError, match=found):
+                load("embedded", device=there_is_none)
+
+
+def test_the_devices_of_this_machine_are_listed(monkeypatch):
+    """As on a machine with two of a kind."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert resolve_device("xpu").type == "xpu" and resolve_device("xpu:1").index == 1
+    for given in ("xpu:2", "mps", "cuda"):
+        with pytest.raises(ValueError, match=f"device is '{given}'.*available: cpu, xpu:0, xpu:1"):
+            resolve_device(given)
 
 
 def test_tensors_of_a_file(tmp_path):

@@ -174,6 +174,19 @@ def test_make_test_checks_style_and_types_before_it_runs_anything_long():
 
 
 @needs_make
+def test_every_test_belongs_to_one_target():
+    """Those marked slow, gpu or browser are left out of `make test` and run by their own targets."""
+    asked = {
+        target: re.findall(r'-m pytest -m (".*?"|\S+)', make("-n", target, "VENV=nowhere").stdout)
+        for target in ("test", "coverage", "test-slow", "test-browser")
+    }
+    quick = '"not slow and not gpu and not browser"'
+    assert asked["test"] == asked["coverage"] == [quick]
+    assert asked["test-slow"] == ['"slow and not gpu and not browser"']
+    assert asked["test-browser"] == ["browser"]
+
+
+@needs_make
 @pytest.mark.parametrize("name", ["my file.yaml", "it's 2.yaml", "plain.yaml"])
 def test_make_experiment_takes_any_name_of_a_file(name, tmp_path):
     """With a Python that only notes what it was called with."""
@@ -219,6 +232,7 @@ def test_ci_runs_make_test():
     assert re.search(r"^exec make test$", script.read_text(), flags=re.MULTILINE)
 
 
+FETCH_BROWSER = ".venv/bin/python -m playwright install --with-deps chromium"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
@@ -230,7 +244,7 @@ def test_workflows_call_targets_of_make_and_exact_versions_of_actions(path):
         assert 0 < job["timeout-minutes"] <= 360, name
         commands = [step["run"] for step in job["steps"] if "run" in step]
         assert commands or "needs" in job, f"{name} runs nothing"
-        for command in commands:
+        for command in set(commands) - {FETCH_BROWSER}:
             program, target, *_ = command.split()
             assert program == "make" and target in targets(), command
         for action in (step["uses"] for step in job["steps"] if "uses" in step):
@@ -244,6 +258,8 @@ def test_the_workflows_run_the_command_of_the_readme_and_the_notebooks():
     )
     assert "    make test " in (ROOT / "README.md").read_text(encoding="utf-8")
     assert test["jobs"]["test"]["steps"][-1]["run"] == "make test"
+    browser = [step["run"] for step in test["jobs"]["browser"]["steps"] if "run" in step]
+    assert browser[-2:] == [FETCH_BROWSER, "make test-browser"], "without one the tests are skipped"
     versions = test["jobs"]["test"]["strategy"]["matrix"]["python"]
     assert versions == ["3.11", "3.12", "3.13"]
     assert PROJECT["project"]["requires-python"] == f">={versions[0]}"

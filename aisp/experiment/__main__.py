@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aisp.display import printable
 from aisp.experiment import answers, tables
 from aisp.experiment.store import reading
-from aisp.experiment.store.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aisp import display
+from aisp.display import printable
 from aisp.experiment.findings import Contrast, gap
-from aisp.experiment.store.text import printable
 from aisp.experiment.tables import finished
 
 if TYPE_CHECKING:

@@ -104,7 +104,6 @@ def origin(path: Path, records: "pd.DataFrame | None" = None) -> Any:
     budget = f"n x kappa = {', '.join(f'{n} x {k}' for n, k in splits)}"
     sources = sorted({source for one in about for source in one.get("prompts", ())})
     commits = sorted({str(one.get("commit"))[:7] for one in about if one.get("commit")})
-    hours = shown["seconds"].sum() / 3600
     inside = path.resolve().is_relative_to(checkout())
     place = path.resolve().relative_to(checkout()) if inside else path.name
     return Markdown(
@@ -112,9 +111,17 @@ def origin(path: Path, records: "pd.DataFrame | None" = None) -> Any:
         f"{several('reward')}; {shown['prompt'].nunique()} prompts of {', '.join(sources)}; "
         f"{budget}, at most {', '.join(map(str, lengths))} tokens; seeds {', '.join(map(str, sorted(shown['seed'].unique())))}; "
         f"commits {', '.join(commits) or 'unknown'}. Read {len(shown):,} records from {place}; "
-        f"delete or rename that file to compute them anew (about {hours:.1f} hours on the machine "
-        "that computed them).*"
+        f"delete or rename that file to compute them anew (about {_length(shown['seconds'].sum())} "
+        "on the machine that computed them).*"
     )
+
+
+def _length(seconds: float) -> str:
+    """A length of time in the unit that reads best, such as "24 minutes"."""
+    if seconds >= 90 * 60:
+        return f"{seconds / 3600:.1f} hours"
+    number, unit = (seconds / 60, "minute") if seconds >= 90 else (max(1, seconds), "second")
+    return f"{number:.0f} {unit}{'s' * (round(number) != 1)}"
 
 
 def shown(sentences: Sequence[str | Contrast]) -> Any:

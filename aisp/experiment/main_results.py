@@ -289,6 +289,8 @@ def records_of(params: str | Path) -> Path:
     """
     notebook = provenance.checkout() / "notebooks" / "06_main_results.ipynb"
     values = read_parameters(params, notebook)
+    if values["methods"] is not None:
+        _method_names(values["methods"])
     return records_path(values["name"], values["profile"])
 
 

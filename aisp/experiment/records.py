@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp.alignment import SearchConfig
 from aisp.checks import whole
+from aisp.display import printable
 from aisp.experiment import identity
 from aisp.experiment.batches import BatchSize, attempts
 from aisp.experiment.identity.weights import weight_files
 from aisp.experiment.store.contents import contents
 from aisp.experiment.store.reading import Key, load
 from aisp.experiment.store.storage import RecordsFile, opened
-from aisp.experiment.store.text import printable, storable
+from aisp.experiment.store.text import storable
 from aisp.methods import align, available, configure
 from aisp.policy import Policy
 from aisp.prompts import Prompt

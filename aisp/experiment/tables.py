@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from aisp.experiment.store.text import printable
+from aisp.display import printable
 from aisp.intervals import bootstrap
 
 if TYPE_CHECKING:

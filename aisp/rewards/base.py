@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from aisp.checks import as_float, whole
-from aisp.prompts import as_messages, escaped
+from aisp.display import printable
+from aisp.prompts import as_messages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +82,7 @@ class CallableReward(Reward):
                 value = self.function(copy.deepcopy(prompt), response)
             except Exception as error:
                 raise RewardError(
-                    f"reward {self.name!r} raised {type(error).__name__}: {escaped(str(error))}, on "
+                    f"reward {self.name!r} raised {type(error).__name__}: {printable(str(error))}, on "
                     f"{described(prompt, response)}",
                     index=i,
                 ) from error
@@ -134,7 +135,7 @@ def score(
         raise
     except Exception as error:
         raise RewardError(
-            f"reward {reward.name!r} raised {type(error).__name__}: {escaped(str(error))}, on a "
+            f"reward {reward.name!r} raised {type(error).__name__}: {printable(str(error))}, on a "
             f"batch of {len(pairs)} responses, the first of them {described(*pairs[0])}"
         ) from error
     return _checked(values, reward.name, prompts, texts)

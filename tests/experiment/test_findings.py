@@ -87,6 +87,22 @@ def test_the_origin_names_what_results_are_of():
     )
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.2, "1 second"),
+        (89, "89 seconds"),
+        (720, "12 minutes"),
+        (5399, "90 minutes"),
+        (7200, "2.0 h"),
+    ],
+)
+def test_the_origin_says_how_long_in_the_unit_that_reads_best(seconds, said):
+    path = experiment.records_path("main_results", "cpu")
+    records = experiment.load(path).head(4).assign(seconds=seconds / 4)
+    assert f"(about {said}" in origin(path, records).data
+
+
 def test_a_tally_counts_the_intervals_without_0_beside_what_chance_gives():
     clear, not_clear = Contrast("A", "B", 9, 0.5, 0.2, 0.8), Contrast("A", "C", 9, 0.1, -0.2, 0.4)
     assert tally([clear, not_clear]).startswith("1 of the 2 intervals excludes 0.")

@@ -261,6 +261,9 @@ def test_the_records_of_a_file_of_parameters(tmp_path):
     params = tmp_path / "p.yaml"
     params.write_text("profile: cpu\nname: x\n")
     assert main_results.records_of(params) == experiment.records_path("x", "cpu")
+    params.write_text("methods: aisp, xx\n")  # said before a kernel starts
+    with pytest.raises(ValueError, match="methods has 'xx'; known: aisp, noise_only, best_of_n"):
+        main_results.records_of(params)
     params.write_text("# nothing\n")
     assert main_results.records_of(params) == experiment.records_path("main_results", "cpu")
 

@@ -8,8 +8,15 @@ import torch
 import aisp
 from aisp.preference_data import hh_pairs
 from aisp.provenance import data_path
-from aisp.rewards.head import EmbeddedReward, Head
-from aisp.training.preference_head import calibrate, main, pair_features, select, train
+from aisp.rewards.head import POOLINGS, EmbeddedReward, Head
+from aisp.training.preference_head import (
+    calibrate,
+    main,
+    pair_features,
+    row_of,
+    select,
+    train,
+)
 
 
 def test_training_recovers_a_known_preference():
@@ -57,15 +64,37 @@ def test_the_scale_is_one_within_a_prompt(embedded):
     assert 0.6 < scale < 1.5
 
 
-def test_it_beats_060_on_held_out_real_pairs(shared_data, embedded):
-    """Pairs that the fit never saw. The bound is below the interval of the card on 399 pairs."""
+def held_out(shared_data):
+    """The pairs of the card that the fit never saw, shortest first."""
     pairs = hh_pairs(shared_data / "hh_rlhf_harmless_base_test_0-1799.jsonl.gz")
-    held = [p for p in pairs if int(p.id.split("-")[1]) >= 1400]
-    held = [p for p in held if sum(len(m["content"]) for m in p.messages) < 600][:200]
+    held = [p for p in pairs if row_of(p) >= 1400]
+
+    def size(pair):  # the conversation is read with each of the two responses
+        talk = sum(len(m["content"]) for m in pair.messages)
+        return 2 * talk + len(pair.chosen) + len(pair.rejected)
+
+    return sorted(held, key=size)
+
+
+def accuracy(policy, pairs):
     head = Head.load(data_path("reward_head/head.safetensors"))
-    f = pair_features(embedded, held, [head.layer])[:, :, 0, 0]
-    accuracy = ((f[0] - f[1]) @ head.w > 0).float().mean()
-    assert len(held) == 200 and accuracy > 0.60
+    f = pair_features(policy, pairs, [head.layer])[:, :, 0, POOLINGS.index(head.pooling)]
+    return ((f[0] - f[1]) @ head.w > 0).float().mean().item()
+
+
+def test_it_beats_chance_on_held_out_real_pairs(shared_data, embedded):
+    """On the shortest ones. Chance would reach the bound, 2.8 standard errors off, 3 times in 1000."""
+    held = held_out(shared_data)[:100]
+    assert len(held) == 100 and accuracy(embedded, held) >= 0.64
+
+
+@pytest.mark.slow
+def test_the_accuracy_on_all_held_out_pairs_is_that_of_the_card(shared_data, embedded):
+    """The card's is of bfloat16, which may decide a few close pairs otherwise."""
+    report = json.loads(data_path("reward_head/report.json").read_text())
+    held = held_out(shared_data)
+    assert len(held) == report["pairs_held_out"]
+    assert abs(accuracy(embedded, held) - report["accuracy_held_out"]) < 0.02
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
-"""Text of users and models, made safe for a JSON file and for a terminal."""
+"""Text of users and models, made safe for a JSON file."""
 
-import unicodedata
 from typing import Any
 
 
@@ -23,21 +22,3 @@ def storable(value: Any) -> Any:
     elif isinstance(value, list):
         return [storable(v) for v in value]
     return value
-
-
-def printable(text: str) -> str:
-    r"""The text on one line, with nothing in it that a terminal would obey.
-
-    Line breaks and control characters become their escapes, such as "\n" and "\x1b"; so do the
-    invisible ones that change the direction of text.
-    """
-    if text.isprintable():
-        return text
-    return "".join(map(_visible, text))
-
-
-def _visible(character: str) -> str:
-    # Control, format and surrogate characters; line and paragraph separators.
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character.encode("unicode_escape").decode()
-    return character

@@ -1,7 +1,7 @@
 """The stored figures as a gallery: figures/README.md, with what figures/*.json and CITATION.cff know.
 
-The README has a heading, the image, the caption and the command of each figure. Here each gets a
-text for those who cannot see it, its provenance and a BibTeX entry; `stored-figure` and
+The README has a heading, the image with a text for those who cannot see it, the caption and the
+command of each figure. Here each gets its provenance and a BibTeX entry; `stored-figure` and
 `thumbnails` show figures on other pages.
 """
 
@@ -25,7 +25,7 @@ class Figure(NamedTuple):
     """What figures/README.md says of one figure."""
 
     name: str
-    alt: str  # for those who cannot see it: as given, or the first sentence of the caption
+    alt: str  # for those who cannot see it
     caption: str
     command: str
 
@@ -41,9 +41,7 @@ def figures(text: str) -> dict[str, Figure]:
         lines = body[image.end() :].split("\n")
         command = "\n".join(line[4:] for line in lines if line.startswith("    "))
         caption = "\n".join(line for line in lines if not line.startswith("    ")).strip()
-        given = "" if image["alt"] in ("", name.strip()) else image["alt"]
-        alt = given or re.split(r"(?<=[.?!]) ", plain(caption))[0]
-        found[name.strip()] = Figure(name.strip(), alt, caption, command.strip())
+        found[name.strip()] = Figure(name.strip(), image["alt"], caption, command.strip())
     return found
 
 
@@ -121,12 +119,11 @@ def page(text: str) -> str:
     known = figures(text)
     first, *rest = re.split(r"^(?=# )", text, flags=re.MULTILINE)[1:]
     text = "".join(re.sub(r"^(#+ )", r"#\1", part, flags=re.MULTILINE) for part in rest)
-    for name, figure in known.items():
+    for name in known:
         section = re.search(
             rf"^### {re.escape(name)}\n.*?(?=^##|\Z)", text, flags=re.MULTILINE | re.DOTALL
         )
-        shown = IMAGE.sub(rf"![{figure.alt}](\g<file>)", section[0], count=1).rstrip()
-        text = text.replace(section[0], f"{shown}\n\n{_details(name)}\n\n")
+        text = text.replace(section[0], f"{section[0].rstrip()}\n\n{_details(name)}\n\n")
     cite = f"To cite the software and the paper:\n\n```bibtex\n{bibtex()}\n```\n\n"
     return first + cite + _thumbnails(known.values()) + "\n\n" + text
 
