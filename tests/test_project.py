@@ -180,9 +180,9 @@ def test_every_test_belongs_to_one_target():
         target: re.findall(r'-m pytest -m (".*?"|\S+)', make("-n", target, "VENV=nowhere").stdout)
         for target in ("test", "coverage", "test-slow", "test-browser")
     }
-    quick = '"not slow and not gpu and not browser"'
+    quick = '"not slow and not gpu and not vllm and not browser"'
     assert asked["test"] == asked["coverage"] == [quick]
-    assert asked["test-slow"] == ['"slow and not gpu and not browser"']
+    assert asked["test-slow"] == ['"slow and not gpu and not vllm and not browser"']
     assert asked["test-browser"] == ["browser"]
 
 

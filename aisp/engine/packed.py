@@ -28,14 +28,23 @@ _packed: "WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], _Produ
 def packed(model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]:
     """A context in which the linear layers of a model multiply by weights that are laid out once.
 
-    Laid out at the first call and kept as long as the model is; once more where a weight has changed
-    since. Where it does not apply (see `obstacle_to_packing`), the context changes nothing.
+    Where it does not apply (see `obstacle_to_packing`), the context changes nothing.
 
     Returns:
         What opens the context, as often as wanted. Inputs then must need no gradients.
     """
+    found = products(model)
+    return partial(_in_place, found) if found else nullcontext
+
+
+def products(model: PreTrainedModel) -> _Products:
+    """The product of each linear layer, with its weight laid out; none where it does not apply.
+
+    Laid out at the first call and kept as long as the model is; once more where a weight has changed
+    since.
+    """
     if obstacle_to_packing(model) is not None:
-        return nullcontext
+        return {}
     layers = _linear_layers(model)
     weights = [layer.weight for layer in layers]
     # Where a weight lies, and how often it was written to.
@@ -43,7 +52,7 @@ def packed(model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]
     known = _packed.get(model)
     if known is None or known[0] != content:
         known = _packed[model] = content, {layer: _product(layer) for layer in layers}
-    return partial(_in_place, known[1])
+    return known[1]
 
 
 def obstacle_to_packing(model: PreTrainedModel) -> str | None:

@@ -51,6 +51,7 @@ class Stepper:
         *,
         edit: Edit | None = None,
         share_prefixes: bool = True,
+        pack_weights: bool = True,
     ):
         """Prepare; nothing is computed yet.
 
@@ -63,6 +64,7 @@ class Stepper:
                 wants to know of the change, (R, k), kept as `edit_notes`.
             share_prefixes: keep each prefix once where the model allows it; False keeps a copy
                 for every response, which is slower.
+            pack_weights: see `aisp.engine.packed`; False leaves the model's products as they are.
         """
         policy.require_here("decoding step by step")
         self.policy, self.n, self.T, self.edit = policy, n, max_new_tokens, edit
@@ -75,7 +77,7 @@ class Stepper:
         self.share = share_prefixes and _may_share_prefixes(policy.model) and max_new_tokens > 1
         self.record = self.share and edit is None and _may_record(policy)
         self.recorded: Callable[..., tuple[Tensor, Tensor]] | None = None
-        self.packed = packed(policy.model)
+        self.packed = packed(policy.model) if pack_weights else nullcontext
 
     def start(self, add: Tensor | None = None) -> Tensor:
         """Run the prefixes.

@@ -1,4 +1,4 @@
-"""`make bench`: the engine against `model.generate`, and whole runs of AISP against best-of-n.
+"""`make bench`: the engine against `model.generate` and vLLM; whole runs of AISP against best-of-n.
 
 Within one process all sides run in turn, several times, and medians are reported. Absolute speeds
 differ between machines; ratios differ much less. No response may end early, so that all sides decode
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from aisp.checks import choice, whole
 from aisp.engine.decoding import Decoding, take_token
+from aisp.experiment import bench_vllm, timing
 from aisp.experiment.timing import (
     PROMPT,
     TOP_P,
+    against,
     endless,
     engine,
     generate,
@@ -43,6 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "repeats": 1,
         "responses": (2, 4),
         "tokens": 4,
+        "vllm": False,
         "long_prefix": 64,
         "whole": {"n": 2, "kappa": 2, "tokens": 4},
         "many": {"n": 2, "kappa": 1, "tokens": 4, "prompts": 2},
@@ -53,6 +56,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "repeats": 2,
         "responses": (16, 64, 128),
         "tokens": 48,
+        "vllm": True,
         "long_prefix": 256,
         "whole": {"n": 16, "kappa": 8, "tokens": 64},
         "many": {"n": 16, "kappa": 1, "tokens": 64, "prompts": 8},
@@ -70,52 +74,95 @@ SIZES["gpu"] = SIZES["cpu"] | {
     "responses": (16, 64, 256, 1024),
     "whole": {"n": 16, "kappa": 16, "tokens": 512},
 }
+KEYS = ["responses", "decoding", "name"]
 AXES = ("prompts", "responses", "tokens", "prefix")  # sizes that `scaling` varies
 
 
-def against_generate(
+# How tokens are taken; None is AISP's, greedy decoding of perturbed pre-logits.
+DECODINGS: dict[str, Decoding | None] = {"T = 1": Decoding(1.0), "top-p 0.9": TOP_P, "AISP": None}
+
+
+def engines(
     policy: Policy,
     *,
     responses: Sequence[int] = (16, 64, 128),
+    decodings: Sequence[str] = tuple(DECODINGS),
     tokens: int = 48,
-    prefix: int = 40,
+    prefix: int = 49,
     repeats: int = 3,
-    decoding: Decoding = TOP_P,
     static: bool = True,
+    vllm: bool = False,
 ) -> "pd.DataFrame":
-    """The engine against `model.generate` with its dynamic and its static cache.
+    """Our engine, `model.generate` and vLLM, each decoding responses to one prompt.
 
     Args:
+        decodings: some of DECODINGS; `generate` has the first two.
         prefix: tokens of the prompt.
         static: also time generate's static cache, which it compiles where it can, at the last n.
+        vllm: also measure vLLM where its environment is, see `bench_vllm`; after the others, as it
+            wants all cores.
 
     Returns:
-        One row per (responses, name), with tokens_per_second, and ratio, the speed relative to the
-        best of generate's settings.
+        One row per (responses, decoding, name), with tokens_per_second, and share, of the bound of
+        this machine (`timing.lower_bounds`) that this speed is.
     """
     import pandas as pd
 
     policy, tokens = endless(policy), whole("tokens", tokens, least=1)
     ids = prefix_of(policy, prefix)
+    sizes = [whole("responses", n, least=1) for n in responses]
     tables = []
-    for n in [whole("responses", n, least=1) for n in responses]:
-        by_generate = partial(generate, policy, ids, n, decoding=decoding)
-        sides: dict[str, Callable[..., Any]] = {
-            "generate": by_generate,
-            "engine": partial(engine, policy, [ids], n, decoding=decoding),
-        }
-        if static and n == responses[-1]:
-            sides["generate, static cache"] = partial(by_generate, cache_implementation="static")
-        for side in sides.values():  # a short warm-up: whole ones would take minutes
-            side(tokens=2)
-        whole_ones = {name: partial(side, tokens=tokens) for name, side in sides.items()}
-        table = timed(whole_ones, repeats, warm_up=False)
-        table.insert(0, "responses", n)
-        table["tokens_per_second"] = n * tokens / table["seconds"]
-        best = table.loc[table["name"] != "engine", "seconds"].min()
-        table["ratio"] = best / table["seconds"]
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    for n in sizes:
+        for name in decodings:
+            decoding = DECODINGS[choice("decoding", name, tuple(DECODINGS))]
+            sides: dict[str, Callable[..., Any]]
+            sides = {"engine": partial(engine, policy, [ids], n, decoding=decoding)}
+            if decoding is not None:
+                sides["generate"] = partial(generate, policy, ids, n, decoding=decoding)
+                if static and n == sizes[-1]:
+                    still = partial(sides["generate"], cache_implementation="static")
+                    sides["generate, static cache"] = still
+            for side in sides.values():  # a short warm-up: whole ones would take minutes
+                side(tokens=2)
+            whole_ones = {k: partial(side, tokens=tokens) for k, side in sides.items()}
+            table = timed(whole_ones, repeats, warm_up=False)
+            tables.append(table.assign(responses=n, decoding=name))
+    if vllm:
+        tables.append(_by_vllm(policy, sizes, decodings, tokens, prefix, repeats))
+    table = pd.concat(tables, ignore_index=True)
+    bounds = {n: timing.lower_bounds(policy, n, prefix + tokens // 2) for n in sizes}
+    step = table["responses"].map({n: bound["seconds"].sum() for n, bound in bounds.items()})
+    table["tokens_per_second"] = table["responses"] * tokens / table["seconds"]
+    table["share"] = tokens * step / table["seconds"]
+    return table
+
+
+def _by_vllm(
+    policy: Policy,
+    sizes: Sequence[int],
+    decodings: Sequence[str],
+    tokens: int,
+    prefix: int,
+    repeats: int,
+) -> "pd.DataFrame | None":
+    """Rows as `engines` has them; None where vLLM's environment is not there."""
+    size = {"responses": list(sizes), "tokens": tokens, "prefix": prefix, "repeats": repeats}
+    where = {"device": policy.device.type, "dtype": str(policy.dtype).removeprefix("torch.")}
+    found = bench_vllm.measure(**size, **where)
+    if found is None:
+        return None
+    names = {("vLLM", 1.0): "T = 1", ("vLLM", 0.9): "top-p 0.9", ("AISP", None): "AISP"}
+    rows = []
+    for row in found.itertuples(index=False):
+        decoding = names.get((row.name, None if row.name == "AISP" else row.top_p))
+        if decoding in decodings:
+            count = row.responses * tokens
+            seconds = {"seconds": row.tokens_per_second, "low": row.high, "high": row.low}
+            about = {"name": "vLLM", "responses": row.responses, "decoding": decoding}
+            rows.append(about | {k: count / speed for k, speed in seconds.items()})
+    import pandas as pd
+
+    return pd.DataFrame(rows)
 
 
 def engine_steps(
@@ -125,7 +172,8 @@ def engine_steps(
 
     "copied prefixes" keeps and attends the prefix once per response. "plain argmax" calls `argmax`
     on the model's logits instead of `max(-1).indices`. "whole batch" turns all logits into
-    probabilities at once instead of sixteen rows at a time.
+    probabilities at once instead of sixteen rows at a time. "plain products" leaves the weights as
+    `torch.nn.Linear` keeps them.
 
     Returns:
         One row per (decoding, name), for perturbed greedy and top-p decoding, with
@@ -139,6 +187,7 @@ def engine_steps(
     without: dict[str, dict[str, Any]] = {
         "as it is": {},
         "copied prefixes": {"share_prefixes": False},
+        "plain products": {"pack_weights": False},
         "plain argmax": {"take_token": _plain_argmax},
         "whole batch": {"take_token": partial(take_token, rows_at_once=responses)},
     }
@@ -169,11 +218,13 @@ def whole_runs(
 ) -> "pd.DataFrame":
     """Seconds of AISP, our best-of-n, and best-of-n by `generate`, for equal numbers of samples.
 
-    Rewards are included.
+    Rewards are included. Our best-of-n decodes its iterations together, up to its `rows` responses;
+    where it has several, it is timed one iteration at a time as well, as AISP must.
 
     Args:
-        prompts: our methods decode them as one batch. `generate` takes one after the other: it gives
-            n responses to each of several prompts only if every prompt is copied n times.
+        prompts: our methods decode them as one batch. `generate` takes one after the other, with all
+            n * kappa responses in one call, which is its best setting: it gives several responses to
+            each of several prompts only if every prompt is copied so often.
 
     Returns:
         One row per name, with ratio, the seconds relative to our best-of-n.
@@ -182,28 +233,23 @@ def whole_runs(
     many = [f"{PROMPT} Answer number {i}." for i in range(prompts)]
     size: dict[str, Any] = {"n": n, "kappa": kappa, "max_new_tokens": tokens}
 
-    def ours(method: str) -> None:
-        outs = align(many, policy, reward, method=method, progress=False, **size)
+    def ours(method: str, **more: Any) -> None:
+        outs = align(many, policy, reward, method=method, progress=False, **size, **more)
         assert isinstance(outs, list)  # as many as prompts
         for out in outs:
             assert out.history["tokens"].sum() == n * kappa * tokens
 
     def by_generate() -> None:
         for prompt in many:
-            for _ in range(kappa):
-                out = generate(policy, policy.prefix(prompt), n, tokens, TOP_P)
-                texts = policy.decode(out[:, -tokens:].tolist())
-                score(reward, [prompt], [texts])
+            out = generate(policy, policy.prefix(prompt), n * kappa, tokens, TOP_P)
+            score(reward, [prompt], [policy.decode(out[:, -tokens:].tolist())])
 
-    table = timed(
-        {
-            "AISP": partial(ours, "aisp"),
-            "best-of-n": partial(ours, "best_of_n"),
-            "best-of-n by generate": by_generate,
-        },
-        repeats,
-        warm_up=False,  # long enough that the first steps do not count
-    )
+    sides: dict[str, Callable[[], None]]
+    sides = {"AISP": partial(ours, "aisp"), "best-of-n": partial(ours, "best_of_n")}
+    if kappa > 1:
+        sides["best-of-n, by iteration"] = partial(ours, "best_of_n", rows=1)
+    sides["best-of-n by generate"] = by_generate
+    table = timed(sides, repeats, warm_up=False)  # long enough that the first steps do not count
     table["ratio"] = table["seconds"] / table.set_index("name").loc["best-of-n", "seconds"]
     return table
 
@@ -282,24 +328,20 @@ def main() -> None:
     print(
         f"{machine(policy)}, {args.tokens} new tokens, medians of {args.repeats} runs", flush=True
     )
-    for prefix, target in ((40, 3), (256, 4)):
-        print(f"\nengine against model.generate, top-p 0.9, prefix of {prefix} tokens")
-        table = against_generate(
-            policy,
-            responses=args.responses if prefix == 40 else args.responses[-1:],
-            tokens=args.tokens,
-            prefix=prefix,
-            repeats=args.repeats,
-            static=prefix == 40,
-        )
-        print(_text(table, ["tokens_per_second", "ratio"]))
-        print(f"target: ratio >= {target} at 128 responses", flush=True)
+    print("\nengines, one prompt of 49 tokens; share: of the bound that this machine sets")
+    size_of_engines = {"responses": args.responses, "tokens": args.tokens, "repeats": args.repeats}
+    table = engines(policy, **size_of_engines, vllm=True)
+    print(table[[*KEYS, "tokens_per_second", "share"]].round(2).to_string(index=False))
+    for sentence in [*against(table, "generate"), *against(table, "vLLM")]:
+        print(sentence)
+    print("targets at T = 1: of vLLM 1.0 at 16 responses, 1.1 at 64 and 128", flush=True)
     print(f"\nwhole runs, n = {args.n}, kappa = {args.kappa}, rewards included")
     print(_text(whole_runs(policy, reward, **size, repeats=args.repeats), ["ratio"]))
+    print("targets: best-of-n by generate at least 4 of best-of-n, and 3 of AISP")
     print("\nthe same with 8 prompts at once, one iteration")
     many = whole_runs(policy, reward, **size | {"kappa": 1}, repeats=args.repeats, prompts=8)
     print(_text(many, ["ratio"]))
-    print("targets: AISP <= 1.05 of best-of-n, and a third of best-of-n by generate or less")
+    print("target: AISP at most 1.05 of best-of-n")
     peaks = {name: peak_memory(name, **size) for name in ("best_of_n", "aisp")}
     ratio = peaks["aisp"] / peaks["best_of_n"]
     print(f"\npeak memory: best-of-n {peaks['best_of_n']:.0f} MiB, AISP {peaks['aisp']:.0f} MiB")
@@ -307,8 +349,7 @@ def main() -> None:
 
 
 def _text(table: "pd.DataFrame", columns: list[str]) -> str:
-    names = [c for c in ("responses", "name", "seconds", "low", "high") if c in table]
-    return table[names + columns].round(2).to_string(index=False)
+    return table[["name", "seconds", "low", "high", *columns]].round(2).to_string(index=False)
 
 
 def _peak(policy: Policy) -> float:

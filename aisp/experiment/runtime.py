@@ -50,12 +50,13 @@ def measure(
     n, tokens = size["responses"][-1], size["tokens"]
     few: dict[str, Any] = {"repeats": repeats}
     long: dict[str, Any] = {"responses": [n], "tokens": tokens, "prefix": size["long_prefix"]}
+    long |= {"decodings": ["top-p 0.9"]}
     peaks = {name: bench.peak_memory(name, **size["whole"]) for name in ("best_of_n", "aisp")}
     tables = {
-        "generate": bench.against_generate(
-            policy, responses=size["responses"], tokens=tokens, **few
+        "engines": bench.engines(
+            policy, responses=size["responses"], tokens=tokens, vllm=size["vllm"], **few
         ),
-        "generate, long prefix": bench.against_generate(policy, **long, **few),
+        "engines, long prefix": bench.engines(policy, **long, **few),
         "steps": bench.engine_steps(policy, responses=n, tokens=tokens, **few),
         "whole runs": bench.whole_runs(policy, reward, **size["whole"], **few),
         "whole runs, many": bench.whole_runs(policy, reward, **size["many"], **few),
@@ -122,37 +123,19 @@ def origin(path: Path, stored: Stored, *, now: bool = False) -> Any:
     )
 
 
-def ratio(table: "pd.DataFrame", slow: str, fast: str) -> tuple[float, float, float]:
-    """Seconds of one name over those of another, and the range that the repeats span.
-
-    Args:
-        table: columns name, seconds, low, high; each name once.
-    """
-    one, other = (table.set_index("name").loc[name] for name in (slow, fast))
-    high = one["high"] / other["low"]
-    return one["seconds"] / other["seconds"], one["low"] / other["high"], high
-
-
 def longer(table: "pd.DataFrame", first: str, second: str) -> str:
-    """How much longer one name takes than another, in a sentence; see `ratio`."""
-    size, low, high = ratio(table, first, second)
+    """How much longer one name takes than another, in a sentence; see `timing.ratio`."""
+    size, low, high = timing.ratio(table, first, second)
     found = f"{size:.2f} times [{low:.2f}, {high:.2f}] as long as"
     if low <= 1 <= high:
         return f"**{first}** takes {found} {second}: the repeats do not tell them apart."
     return f"**{first}** takes {found} {second}."
 
 
-def against_generate(table: "pd.DataFrame") -> list[str]:
-    """How many times as fast the engine is as the fastest setting of generate, by responses."""
-    sentences = []
-    for n, group in table.groupby("responses"):
-        others = group[group["name"] != "engine"]
-        best = others.loc[others["seconds"].idxmin(), "name"]
-        size, low, high = ratio(group, best, "engine")
-        tried = ", the faster of the two settings" if len(others) > 1 else ""
-        factor = f"{size:.1f} times [{low:.1f}, {high:.1f}] as fast as"
-        sentences.append(f"At {n} responses the engine is {factor} {best}{tried}.")
-    return sentences
+def against(tables: "dict[str, pd.DataFrame]", rival: str, name: str = "engines") -> list[str]:
+    """How many times as fast the engine is as a rival; or that the rival was not measured."""
+    sentences = timing.against(tables[name], rival)
+    return sentences or [f"{rival} was not measured: its environment was not there."]
 
 
 # Steps that do nothing in one of the two decodings: what they read is the noise of the table.
@@ -216,8 +199,18 @@ def scaling(tables: "dict[str, pd.DataFrame]") -> list[str]:
     return sentences
 
 
+def shares(tables: "dict[str, pd.DataFrame]") -> list[str]:
+    """What share of the machine's bound the engine reaches, by responses and decoding."""
+    ours = tables["engines"][tables["engines"]["name"] == "engine"]
+    sentences = []
+    for decoding, group in ours.groupby("decoding", sort=False):
+        reached = ", ".join(f"{row.share:.0%} at {row.responses}" for row in group.itertuples())
+        sentences.append(f"**{decoding}**: {reached} responses of the machine's bound.")
+    return sentences
+
+
 def limit(tables: "dict[str, pd.DataFrame]", tokens: int) -> list[str]:
-    """What share of the machine's bound a decoding step reaches.
+    """How long a decoding step takes, beside the machine's bound, at the largest batch.
 
     Args:
         tokens: of each response in the table "steps".
@@ -226,8 +219,7 @@ def limit(tables: "dict[str, pd.DataFrame]", tokens: int) -> list[str]:
     whole_engine = tables["steps"][tables["steps"]["name"] == "as it is"]
     return [
         f"With {row.decoding} decoding a step takes {1e3 * row.seconds / tokens:.0f} ms; its matrix "
-        f"products and one reading of the cache alone take {1e3 * bound:.0f} ms, so that it reaches "
-        f"{bound * tokens / row.seconds:.0%} of the machine's bound."
+        f"products and one reading of the cache alone take {1e3 * bound:.0f} ms."
         for row in whole_engine.itertuples(index=False)
     ]
 

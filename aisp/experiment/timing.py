@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aisp.checks import whole
 from aisp.engine.decoding import Decoding
+from aisp.engine.packed import products
 from aisp.engine.rollout import rollout
 from aisp.policy import Policy
 
@@ -118,8 +119,8 @@ def lower_bounds(policy: Policy, rows: int, length: int, repeats: int = 5) -> "p
         length: tokens in the cache of each.
 
     Returns:
-        Two rows: "matrix products", a batch of rows times each of the model's weight matrices, and
-        "cache", its keys and values read from memory once.
+        Two rows: "matrix products", a batch of rows times each of the model's weight matrices, laid
+        out for this where the engine does so (`aisp.engine.packed`), and "cache", its keys and values read from memory once.
     """
     rows, length = whole("rows", rows, least=1), whole("length", length, least=1)
     config = policy.model.config.get_text_config()
@@ -127,6 +128,7 @@ def lower_bounds(policy: Policy, rows: int, length: int, repeats: int = 5) -> "p
     head = policy.model.get_output_embeddings().weight
     embedding = policy.model.get_input_embeddings().weight
     weights = [w for w in weights if w is not embedding or w is head]
+    fast = {layer.weight: product for layer, product in products(policy.model).items()}
     inputs = {
         w.shape[1]: torch.randn(rows, w.shape[1], dtype=w.dtype, device=w.device) for w in weights
     }
@@ -136,11 +138,43 @@ def lower_bounds(policy: Policy, rows: int, length: int, repeats: int = 5) -> "p
     cache = torch.zeros(size, dtype=policy.dtype, device=policy.device)
 
     @torch.inference_mode()
-    def products() -> None:
+    def multiply() -> None:
         for w in weights:
-            torch.nn.functional.linear(inputs[w.shape[1]], w)
+            x = inputs[w.shape[1]]
+            fast[w](x) if w in fast else torch.nn.functional.linear(x, w)
 
-    return timed({"matrix products": products, "cache": lambda: cache.amax()}, repeats)
+    return timed({"matrix products": multiply, "cache": lambda: cache.amax()}, repeats)
+
+
+def ratio(table: "pd.DataFrame", slow: str, fast: str) -> tuple[float, float, float]:
+    """Seconds of one name over those of another, and the range that the repeats span.
+
+    Args:
+        table: columns name, seconds, low, high; each name once.
+    """
+    one, other = (table.set_index("name").loc[name] for name in (slow, fast))
+    high = one["high"] / other["low"]
+    return one["seconds"] / other["seconds"], one["low"] / other["high"], high
+
+
+def against(table: "pd.DataFrame", rival: str) -> list[str]:
+    """How many times as fast the engine is as a rival, in sentences.
+
+    Args:
+        table: from `aisp.experiment.bench.engines`.
+        rival: "generate", of whose settings the fastest one counts, or "vLLM".
+    """
+    sentences = []
+    for (n, decoding), group in table.groupby(["responses", "decoding"], sort=False):
+        others = group[group["name"].str.startswith(rival)]
+        if others.empty:
+            continue
+        best = others.loc[others["seconds"].idxmin(), "name"]
+        size, low, high = ratio(group, best, "engine")
+        tried = ", the faster of its two settings" if len(others) > 1 else ""
+        factor = f"{size:.2f} times [{low:.2f}, {high:.2f}] as fast as"
+        sentences.append(f"{n} responses, {decoding}: the engine is {factor} {best}{tried}.")
+    return sentences
 
 
 def machine(policy: Policy) -> str:

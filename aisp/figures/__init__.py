@@ -22,7 +22,7 @@ from aisp.figures.means import (
     residual_alignment,
     reward_guided,
 )
-from aisp.figures.speed import runtime, runtime_scaling
+from aisp.figures.speed import runtime, runtime_scaling, runtime_share
 from aisp.figures.theory import (
     theory_alpha,
     theory_flow,
@@ -53,6 +53,7 @@ __all__ = [
     "reward_guided",
     "runtime",
     "runtime_scaling",
+    "runtime_share",
     "save",
     "style",
     "theory_alpha",

@@ -119,6 +119,7 @@ def _recipes() -> dict[str, Recipe]:
         recipes[name] = Recipe("06_main_results", files, curves)
         recipes[f"{name}_paired"] = Recipe("06_main_results", files, paired)
     recipes["runtime"] = Recipe("08_runtime", ("runtime.json",), figures.runtime)
+    recipes["runtime_share"] = Recipe("08_runtime", ("runtime.json",), figures.runtime_share)
     recipes["runtime_scaling"] = Recipe("08_runtime", ("runtime.json",), figures.runtime_scaling)
     return recipes
 

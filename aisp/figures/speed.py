@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 @labeled
 def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
-    """Tokens per second of the engine and of `generate`, and seconds of whole runs.
+    """Tokens per second of the engine and its rivals at top-p 0.9, and seconds of whole runs.
 
     Args:
-        tables: "generate" from `aisp.experiment.bench.against_generate`, "whole runs" from
+        tables: "engines" from `aisp.experiment.bench.engines`, "whole runs" from
             `aisp.experiment.bench.whole_runs`; medians, with the range of the repeats as bars.
     """
     import matplotlib.pyplot as plt
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.3))
-    generate, whole = tables["generate"], tables["whole runs"]
+    whole, engines = tables["whole runs"], tables["engines"]
+    generate = engines[engines["decoding"] == "top-p 0.9"]
     for name, look in looks(generate["name"]).items():
         group = generate[generate["name"] == name]
         speed, x = group["tokens_per_second"], group["responses"]
@@ -41,6 +42,43 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     right.barh(whole["name"], whole["seconds"], xerr=bars, color=colors, height=0.6)
     right.invert_yaxis()
     right.set(xlabel="seconds per prompt, rewards included")
+    return fig
+
+
+@labeled
+def runtime_share(tables: dict[str, "pd.DataFrame"]) -> "Figure":
+    """Share of the machine's bound that each engine reaches, one panel per way of taking tokens.
+
+    Args:
+        tables: "engines" from `aisp.experiment.bench.engines`; medians, with the range of the repeats
+            as bars.
+    """
+    import matplotlib.pyplot as plt
+
+    panels = tables["engines"].groupby("decoding", sort=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
+    drawn = looks(tables["engines"]["name"])
+    for ax, (decoding, group) in zip(axes[0], panels, strict=True):
+        for name, rows in group.groupby("name", sort=False):
+            share, bound = 100 * rows["share"], 100 * rows["share"] * rows["seconds"]
+            bars = np.array([share - bound / rows["high"], bound / rows["low"] - share])
+            ax.errorbar(
+                rows["responses"],
+                share,
+                yerr=bars,
+                label=name,
+                ms=4,
+                capsize=2,
+                **drawn[name].signs,
+            )
+        sizes = sorted(group["responses"].unique())
+        ax.set(title=decoding, xscale="log", xlabel="responses decoded together")
+        ax.set_xticks(sizes, sizes)
+        ax.minorticks_off()
+    axes[0, 0].set(ylabel="share of the machine's bound, %")
+    axes[0, 0].set_ylim(0)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return fig
 
 

@@ -2,6 +2,7 @@
 
 import time
 
+import pandas as pd
 import pytest
 import torch
 
@@ -34,21 +35,59 @@ def test_generate_and_the_engine_decode_the_same_number_of_tokens(tiny, decoding
     assert len(ids) == 30
     out = timing.generate(policy, ids, 3, 7, decoding)
     assert out.shape == (3, 37)
-    table = bench.against_generate(
-        tiny("llama"), responses=(2, 3), tokens=5, prefix=30, repeats=1, decoding=decoding
+
+
+def test_engines_stand_side_by_side(tiny, monkeypatch):
+    asked = {}
+
+    def by_vllm(**size):
+        asked.update(size)
+        rows = [
+            ("vLLM", 1.0, 50.0),
+            ("vLLM", 0.9, 40.0),
+            ("best-of-n", 1.0, 1.0),
+            ("AISP", None, 30.0),
+        ]
+        return pd.DataFrame(
+            {
+                "responses": n,
+                "name": name,
+                "top_p": p,
+                "tokens_per_second": v,
+                "low": v / 2,
+                "high": v,
+            }
+            for n in size["responses"]
+            for name, p, v in rows
+        )
+
+    monkeypatch.setattr(bench.bench_vllm, "measure", by_vllm)
+    monkeypatch.setattr(
+        timing, "lower_bounds", lambda policy, n, length: BOUND.assign(seconds=n / 100)
     )
-    sides = ["generate", "engine"]
-    assert table["name"].tolist() == [*sides, *sides, "generate, static cache"]
-    for responses, group in table.groupby("responses"):
-        group = group.set_index("name")
-        assert group.loc["engine", "tokens_per_second"] == pytest.approx(
-            responses * 5 / group.loc["engine", "seconds"]
-        )
-        rivals = group.drop("engine")["seconds"]
-        assert group.loc["engine", "ratio"] == pytest.approx(
-            rivals.min() / group.loc["engine", "seconds"]
-        )
-        assert group.loc[rivals.idxmin(), "ratio"] == 1
+    sizes = {"responses": (2, 3), "tokens": 5, "prefix": 30, "repeats": 1}
+    table = bench.engines(tiny("llama"), **sizes, vllm=True)
+    assert asked == {"responses": [2, 3], "tokens": 5, "prefix": 30, "repeats": 1} | {
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    sides = ["engine", "generate"]
+    own = [*sides * 2, "engine", *[*sides, "generate, static cache"] * 2, "engine"]
+    assert table["name"].tolist() == [*own, *["vLLM"] * 6]
+    assert table["decoding"].tolist()[-3:] == ["T = 1", "top-p 0.9", "AISP"]
+    assert table["tokens_per_second"].tolist()[-3:] == pytest.approx([50, 40, 30])
+    last = table.iloc[-1]
+    assert last["high"] == 2 * last["low"] == pytest.approx(2 * last["seconds"])
+    count = table["responses"] * 5
+    assert table["tokens_per_second"].to_numpy() == pytest.approx(count / table["seconds"])
+    step = 2 * table["responses"] / 100  # two rows of the bound
+    assert table["share"].to_numpy() == pytest.approx(5 * step / table["seconds"])
+    monkeypatch.setattr(bench.bench_vllm, "measure", lambda **size: None)
+    few = bench.engines(tiny("llama"), **sizes, decodings=["AISP"], vllm=True)
+    assert few["name"].tolist() == ["engine", "engine"]
+
+
+BOUND = pd.DataFrame({"name": ["matrix products", "cache"]})
 
 
 def test_whole_runs_use_equal_budgets(tiny):
@@ -61,9 +100,10 @@ def test_whole_runs_use_equal_budgets(tiny):
     table = bench.whole_runs(
         tiny("llama"), load_reward(reward), n=3, kappa=2, tokens=4, repeats=1, prompts=2
     )
-    assert table["name"].tolist() == ["AISP", "best-of-n", "best-of-n by generate"]
+    sides = ["AISP", "best-of-n", "best-of-n, by iteration", "best-of-n by generate"]
+    assert table["name"].tolist() == sides
     assert table.set_index("name").loc["best-of-n", "ratio"] == 1
-    assert len(seen) == 3 * (2 * 3 * 2), "sides x (prompts x n x kappa), once"
+    assert len(seen) == 4 * (2 * 3 * 2), "sides x (prompts x n x kappa), once"
     assert len(set(seen)) == 2
 
 
@@ -103,26 +143,28 @@ def test_peak_memory_of_a_run_of_its_own():
 def test_each_step_of_the_engine_is_taken_away_alone(tiny, monkeypatch):
     calls = []
 
-    def counted(*args, share_prefixes=True, take_token=decoding.take_token, **options):
-        out = rollout(*args, share_prefixes=share_prefixes, take_token=take_token, **options)
-        calls.append((options.get("decoding"), share_prefixes, take_token, out.tokens))
+    def counted(*args, take_token=decoding.take_token, **options):
+        out = rollout(*args, take_token=take_token, **options)
+        shares, packs = (options.get(x, True) for x in ("share_prefixes", "pack_weights"))
+        calls.append((options.get("decoding"), (shares, packs), take_token, out.tokens))
         return out
 
     monkeypatch.setattr(timing, "rollout", counted)
     table = bench.engine_steps(tiny("llama"), responses=20, tokens=5, prefix=30, repeats=1)
-    names = ["as it is", "copied prefixes", "plain argmax", "whole batch"]
+    names = ["as it is", "copied prefixes", "plain products", "plain argmax", "whole batch"]
     assert table["name"].tolist() == names * 2
-    assert table["decoding"].tolist() == ["perturbed greedy"] * 4 + ["top-p 0.9"] * 4
-    assert table["slower_by"][[0, 4]].tolist() == [1, 1]
+    assert table["decoding"].tolist() == ["perturbed greedy"] * 5 + ["top-p 0.9"] * 5
+    assert table["slower_by"][[0, 5]].tolist() == [1, 1]
     assert table["tokens_per_second"][1] == pytest.approx(20 * 5 / table["seconds"][1])
-    timed = calls[4:8], calls[12:]  # without the warm-up
-    for four, how in zip(timed, (None, timing.TOP_P), strict=True):
-        assert [c[0] for c in four] == [how] * 4
-        assert [c[1] for c in four] == [True, False, True, True]
-        assert [c[2] is decoding.take_token for c in four] == [True, True, False, False]
-        for c in four:  # in float32 a step that is taken away changes the time and no token
-            assert torch.equal(c[3], four[0][3])
-    assert four[3][2].keywords == {"rows_at_once": 20}
+    timed = calls[5:10], calls[15:]  # without the warm-up
+    plain = (True, True)
+    for five, how in zip(timed, (None, timing.TOP_P), strict=True):
+        assert [c[0] for c in five] == [how] * 5
+        assert [c[1] for c in five] == [plain, (False, True), (True, False), plain, plain]
+        assert [c[2] is decoding.take_token for c in five] == [True] * 3 + [False] * 2
+        for c in five:  # in float32 a step that is taken away changes the time and no token
+            assert torch.equal(c[3], five[0][3])
+    assert five[4][2].keywords == {"rows_at_once": 20}
 
 
 @pytest.mark.parametrize(
@@ -130,8 +172,8 @@ def test_each_step_of_the_engine_is_taken_away_alone(tiny, monkeypatch):
     [
         (lambda p: timing.timed({}, 0), "repeats is 0; it must be a whole number >= 1"),
         (lambda p: timing.prefix_of(p, 2.5), "prefix is 2.5; it must be a whole number >= 1"),
-        (lambda p: bench.against_generate(p, responses=(2, "4")), "responses is '4'"),
-        (lambda p: bench.against_generate(p, tokens=0), "tokens is 0"),
+        (lambda p: bench.engines(p, responses=(2, "4")), "responses is '4'"),
+        (lambda p: bench.engines(p, tokens=0), "tokens is 0"),
         (lambda p: bench.engine_steps(p, responses=True), "responses is True"),
         (lambda p: bench.whole_runs(p, None, prompts=0), "prompts is 0"),
         (

@@ -20,13 +20,21 @@ def test_a_range_that_holds_one_supports_no_difference():
 
 
 def test_the_engine_is_compared_with_the_faster_setting_of_generate():
-    table = timings(generate=(40.0, 40.0, 40.0), engine=(10.0, 10.0, 10.0))
-    static = timings(**{"generate, static cache": (30.0, 30.0, 30.0)})
-    (sentence,) = runtime.against_generate(
-        pd.concat([table, static], ignore_index=True).assign(responses=8)
-    )
-    assert "At 8 responses" in sentence and "3.0 times [3.0, 3.0]" in sentence
-    assert "generate, static cache, the faster of the two settings" in sentence
+    table = timings(
+        generate=(40.0, 40.0, 40.0),
+        engine=(10.0, 10.0, 10.0),
+        vLLM=(11.0, 10.0, 12.0),
+        **{"generate, static cache": (30.0, 30.0, 30.0)},
+    ).assign(responses=8, decoding="T = 1", share=0.5)
+    tables = {"engines": table}
+    (sentence,) = runtime.against(tables, "generate")
+    assert sentence.startswith("8 responses, T = 1:") and "3.00 times [3.00, 3.00]" in sentence
+    assert "generate, static cache, the faster of its two settings" in sentence
+    (sentence,) = runtime.against(tables, "vLLM")
+    assert sentence.endswith("the engine is 1.10 times [1.00, 1.20] as fast as vLLM.")
+    (sentence,) = runtime.against({"engines": table[table["name"] != "vLLM"]}, "vLLM")
+    assert "was not measured" in sentence
+    assert runtime.shares(tables) == ["**T = 1**: 50% at 8 responses of the machine's bound."]
 
 
 def test_a_step_within_the_noise_of_the_table_is_said_to_be_so():
@@ -77,7 +85,7 @@ def test_what_is_stored_is_read_with_its_machine_and_date_and_named_when_missing
 
 def test_measuring_writes_every_table_that_the_notebook_shows(tmp_path, monkeypatch):
     one = pd.DataFrame([{"name": "x", "seconds": 1.0}])
-    for name in ("against_generate", "engine_steps", "whole_runs", "scaling"):
+    for name in ("engines", "engine_steps", "whole_runs", "scaling"):
         monkeypatch.setattr(bench, name, lambda *args, **kwargs: one)
     monkeypatch.setattr(bench, "peak_memory", lambda *args, **kwargs: 1.0)
     monkeypatch.setattr(runtime.timing, "lower_bounds", lambda *args: one)

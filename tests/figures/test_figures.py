@@ -121,16 +121,22 @@ def test_drift_draws_what_was_recorded_and_what_was_predicted():
 
 def test_runtime_draws_speeds_with_the_range_of_their_repeats():
     one = {"responses": 16, "seconds": 4.0, "low": 2.0, "high": 8.0, "tokens_per_second": 100.0}
-    generate = pd.DataFrame([one | {"name": "generate"}, one | {"name": "engine"}])
+    one |= {"decoding": "top-p 0.9", "share": 0.25}
+    engines = pd.DataFrame([one | {"name": "generate"}, one | {"name": "engine"}])
     whole = pd.DataFrame([{"name": "AISP", "seconds": 3.0, "low": 2.0, "high": 5.0}])
     axis = {"axis": "prompts", "value": 1, "tokens_per_second": 10.0, "low": 8.0, "high": 11.0}
-    tables = {"generate": generate, "whole runs": whole, "scaling": pd.DataFrame([axis])}
+    tables = {"engines": engines, "whole runs": whole, "scaling": pd.DataFrame([axis])}
     tables["base"] = pd.DataFrame([{"prompts": 1}])
     left, right = figures.runtime(tables).axes
     for drawn in left.containers:
         assert drawn.lines[0].get_xydata().tolist() == [[16, 100]]
         assert drawn.lines[2][0].get_segments()[0].tolist() == [[16, 50], [16, 200]]
     assert right.patches[0].get_width() == 3
+    (share,) = figures.runtime_share(tables).axes
+    assert share.get_title() == "top-p 0.9"
+    for drawn in share.containers:
+        assert drawn.lines[0].get_xydata().tolist() == [[16, 25]]
+        assert drawn.lines[2][0].get_segments()[0].tolist() == [[16, 12.5], [16, 50]]
     (scaling,) = figures.runtime_scaling(tables).axes
     (segment,) = scaling.containers[0].lines[2][0].get_segments()
     assert segment.tolist() == [[1, 8], [1, 11]] and scaling.get_xlabel() == "prompts"
