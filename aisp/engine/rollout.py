@@ -195,16 +195,9 @@ def rollout(
         if keep_prelogits:
             policy.require_here("keeping pre-logits")
         return _remote(policy, prefixes, Job.of(n, T, decoding, V, generators))
-    V = V.tensor if isinstance(V, Perturbation) else V
     device = policy.head_device
+    add = None if V is None else _added(V, device)
     u = None if decoding.greedy else uniforms(generators or (), n, T, device)
-    add = None
-    if V is not None:
-        tau, V = V.shape[2], V.flatten(0, 1).to(device)  # (P n, tau, d)
-
-        def add(at: Step) -> Tensor:
-            return V[at.rows, at.t] if at.t < tau else V.new_zeros(len(at.rows), policy.d)
-
     prelogits = None
     if keep_prelogits:
         prelogits = torch.zeros(P * n, T, policy.d, dtype=policy.dtype, device=device)
@@ -221,6 +214,17 @@ def rollout(
     if prelogits is None:
         return out
     return replace(out, prelogits=prelogits.view(P, n, T, -1))
+
+
+def _added(V: Tensor | Perturbation, device: torch.device) -> Callable[[Step], Tensor]:
+    """What `decode` adds to the pre-logits of a step."""
+    drawn = (V.tensor if isinstance(V, Perturbation) else V).flatten(0, 1).to(device)
+    tau, zero = drawn.shape[1], drawn.new_zeros(1, drawn.shape[2])  # (P n, tau, d)
+
+    def add(at: Step) -> Tensor:
+        return drawn[at.rows, at.t] if at.t < tau else zero.expand(len(at.rows), -1)
+
+    return add
 
 
 def _remote(policy: RemotePolicy, prefixes: Sequence[Sequence[int]], job: Job) -> Rollout:
