@@ -43,9 +43,11 @@ except KeyboardInterrupt:  # before anything of a batch was scored: what is on d
 print("left:", len(found), int(found["interrupted"].sum()))
 """
 AGAIN = """
-before = len(experiment.load(path))
-finished = int((~experiment.load(path)["interrupted"]).sum())
-found = experiment.run(path, few, prompts[: before + 1], policy, shorter, batch=1, progress=False)
+there = experiment.load(path)
+before, finished = len(there), int((~there["interrupted"]).sum())
+known = [p for p in prompts if p.id in set(there["prompt"])]
+other = next(p for p in prompts if p not in known)
+found = experiment.run(path, few, [*known, other], policy, shorter, batch=1, progress=False)
 print("resumed:", finished, before, len(found), int(found["interrupted"].sum()))
 """
 
