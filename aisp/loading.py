@@ -140,7 +140,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device is {device!r}, which torch does not know; {known}") from error
-    if found.type != "cpu" and f"{found.type}:{found.index or 0}" not in here:
+    # Weights that a device_map leaves on disk are on "meta", and so may be a policy's own device.
+    if found.type not in ("cpu", "meta") and f"{found.type}:{found.index or 0}" not in here:
         raise ValueError(
             f"device is {str(device)!r}, which this torch does not find on this machine; {known}"
         )

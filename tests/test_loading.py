@@ -110,7 +110,7 @@ def test_devices_that_are_not_there():
     for load in (load_policy, load_reward, load_encoder):
         with pytest.raises(ValueError, match=r"device is 'gpu', which torch .* available: cpu"):
             load("embedded", device="gpu")
-        for there_is_none in ("cuda:99", "xpu:99", "mps:99", "meta"):
+        for there_is_none in ("cuda:99", "xpu:99", "mps:99"):
             found = (
                 rf"device is '{there_is_none}', which this torch does not find .* available: cpu"
             )

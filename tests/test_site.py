@@ -22,7 +22,7 @@ from aisp.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "notebooks" / "site"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FIGURES = sorted((ROOT / "figures").glob("*.png"))
+FIGURES = sorted(set((ROOT / "figures").glob("*.png")) - {ROOT / "figures" / "quickstart.png"})
 OTHER_HOST = re.compile(
     r"""<(?:script|link|img|iframe|source)\b[^>]*?\s(?:src|href)=["'](?:https?:)?//"""
     r"""|@import\s+["'(]|url\(\s*["']?(?:https?:)?//""",
@@ -31,8 +31,8 @@ OTHER_HOST = re.compile(
 
 pytest.importorskip("sphinx", reason="the extra `docs` is not installed")
 sys.path.append(str(SITE / "extensions"))
-docstrings, gallery, links, reference = map(
-    import_module, ("docstrings", "gallery", "links", "reference")
+docstrings, gallery, links, reference, tables = map(
+    import_module, ("docstrings", "gallery", "links", "reference", "tables")
 )
 
 # -- what is on the pages -------------------------------------------------------------------------
@@ -177,6 +177,18 @@ def test_plain_docstrings_become_restructured_text(plain, rest):
 def test_links_to_what_is_no_page(path, target):
     found = links.target(path, ROOT)
     assert (found and found["reftarget"]) == target
+
+
+def test_columns_of_words_are_aligned_as_words():
+    import pandas as pd
+
+    frame = pd.DataFrame({"r": ["1.0 [0.5, 2.0]"], "response": ["Learning to <cook> is a & b"]})
+    html = frame.to_html()
+    shown = tables.aligned(html)
+    assert shown.count('class="words"') == 2  # the heading and the cell, of one column
+    assert '<th class="words">response</th>' in shown
+    assert '<td class="words">Learning to &lt;cook&gt;' in shown
+    assert shown.replace(' class="words"', "") == html
 
 
 # -- the code of the how-to pages -----------------------------------------------------------------

@@ -27,10 +27,11 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",
     "sphinx_copybutton",
-    "docstrings",  # these four are in extensions/
+    "docstrings",  # these five are in extensions/
     "reference",
     "gallery",
     "links",
+    "tables",
 ]
 root_doc = "notebooks/site/index"
 include_patterns = [

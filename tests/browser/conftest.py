@@ -165,11 +165,11 @@ def lab(checkout, tmp_path_factory) -> Iterator[str]:
     (home / "labconfig").mkdir()
     (home / "labconfig" / "page_config.json").write_text(json.dumps(news))
     env = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTER")}
-    env |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": str(checkout), "MPLBACKEND": ""}
+    env |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": str(checkout)}
     env |= {"JUPYTER_CONFIG_DIR": str(home), "IPYTHONDIR": str(home / "ipython")}
     env |= {f"JUPYTER_{x}_DIR": str(home / x.lower()) for x in ("DATA", "RUNTIME")}
     env |= {f"JUPYTERLAB_{x}_DIR": str(home / x.lower()) for x in ("SETTINGS", "WORKSPACES")}
-    del env["MPLBACKEND"]  # of these tests; notebooks draw inline
+    env.pop("MPLBACKEND", None)  # of these tests; notebooks draw inline
     flags = f"--no-browser --ip=127.0.0.1 --port={port} --port-retries=0"
     flags += f" --IdentityProvider.token={token}"
     if hasattr(os, "geteuid") and os.geteuid() == 0:

@@ -36,13 +36,18 @@ print("interrupted:", out.interrupted, len(out.history), len(out.candidates))
 """
 EXPERIMENT = """
 few = {"AISP": {"method": "aisp", "kappa": 4, **small}}
-found = experiment.run(path, few, prompts, policy, shorter, batch=1)
+try:
+    found = experiment.run(path, few, prompts, policy, shorter, batch=1)
+except KeyboardInterrupt:  # before anything of a batch was scored: what is on disk is whole
+    found = experiment.load(path)
 print("left:", len(found), int(found["interrupted"].sum()))
 """
 AGAIN = """
-before = len(experiment.load(path))
-finished = int((~experiment.load(path)["interrupted"]).sum())
-found = experiment.run(path, few, prompts[: before + 1], policy, shorter, batch=1, progress=False)
+there = experiment.load(path)
+before, finished = len(there), int((~there["interrupted"]).sum())
+known = [p for p in prompts if p.id in set(there["prompt"])]
+other = next(p for p in prompts if p not in known)
+found = experiment.run(path, few, [*known, other], policy, shorter, batch=1, progress=False)
 print("resumed:", finished, before, len(found), int(found["interrupted"].sum()))
 """
 
@@ -138,13 +143,13 @@ def run(page, number: int) -> None:
     until_it_starts(page, number, lambda: code.press("Control+Enter"))
 
 
-def said(page, number: int, words: str) -> str:
-    """What a cell wrote, once these words are there."""
-    either = re.compile(f"{re.escape(words)}|Traceback")
-    found = cell(page, number).locator(".jp-OutputArea", has_text=either)
-    found.wait_for(timeout=2 * MINUTES)
-    assert words in found.text_content(), found.text_content()
-    return found.text_content()
+def said(page, number: int, pattern: str) -> tuple[str, ...]:
+    """What the groups of a pattern match in what a cell wrote, once it is there."""
+    found = cell(page, number).locator(".jp-OutputArea")
+    found.filter(has_text=re.compile(f"{pattern}|Traceback")).wait_for(timeout=2 * MINUTES)
+    text = found.text_content()
+    assert re.search(pattern, text), text
+    return re.search(pattern, text).groups()
 
 
 def counted(page, number: int, at_least: int) -> list[int]:
@@ -172,8 +177,7 @@ def test_the_bar_of_align_moves_and_an_interrupt_leaves_what_was_found(live, sho
     assert cell(live, 1).locator(".jp-OutputArea .widget-hprogress, .jupyter-widgets").count()
     shot(live, "lab_align_running")
     interrupt(live)
-    found = re.search(r"interrupted: (\w+) (\d+) (\d+)", said(live, 1, "interrupted:"))
-    flag, rounds, candidates = found.groups()
+    flag, rounds, candidates = said(live, 1, r"interrupted: (\w+) (\d+) (\d+)\n")
     assert flag == "True" and 4 <= int(rounds) < 1000 and int(candidates) == 4 * int(rounds)
     assert not cell(live, 1).locator(ERRORS).count()
     shot(live, "lab_align_interrupted")
@@ -184,11 +188,11 @@ def test_an_interrupt_of_an_experiment_leaves_its_records_and_the_next_run_goes_
     seen = counted(live, 2, at_least=3)
     assert seen == sorted(seen)
     interrupt(live)
-    left, broken = map(int, re.search(r"left: (\d+) (\d+)", said(live, 2, "left:")).groups())
+    left, broken = map(int, said(live, 2, r"left: (\d+) (\d+)\n"))
     assert 3 <= left < 40 and broken in (0, 1)
     shot(live, "lab_experiment_interrupted")
     run(live, 3)
-    found = re.search(r"resumed: (\d+) (\d+) (\d+) (\d+)", said(live, 3, "resumed:"))
-    finished, before, after, unfinished = map(int, found.groups())
+    numbers = said(live, 3, r"resumed: (\d+) (\d+) (\d+) (\d+)\n")
+    finished, before, after, unfinished = map(int, numbers)
     assert (before, finished) == (left, left - broken)
     assert after == before + 1 and unfinished == 0

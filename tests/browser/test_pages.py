@@ -112,8 +112,9 @@ def test_search_finds_a_function(opened, site, shot):
     page.keyboard.press("Enter")
     found = page.locator("ul.search a", has_text="aisp.control.log_weights")
     found.first.wait_for()
+    page.wait_for_load_state("networkidle")  # it reads a summary of each page that it found
     shot(page, "site_search")
+    assert page.faults == []
     found.first.click()
     page.wait_for_url(re.compile(r"/api/.*log_weights"))
     assert page.locator("[id='aisp.control.log_weights']").is_visible()
-    assert page.faults == []
