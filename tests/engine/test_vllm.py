@@ -134,12 +134,12 @@ def test_a_killed_engine_is_a_clear_error_and_the_next_run_goes_on(few_rows, the
     prompts = [Prompt(f"p{i}", t, "t") for i, t in enumerate(PROMPTS)]
     methods = {"best-of-n": {"method": "best_of_n", "n": 4, "kappa": 2, "max_new_tokens": 8}}
     calls = []
+    assert few_rows.model._processes and there.model._processes
 
     def dies(prompt, response):
         calls.append(response)
         if len(calls) == 12:  # between the iterations of the second prompt
-            core = few_rows.model.llm.llm_engine.engine_core
-            for process in core.resources.engine_manager.processes:
+            for process in few_rows.model._processes:
                 process.kill()
         return distinct(prompt, response)
 
