@@ -240,7 +240,7 @@ def load(
     for wrong in [x for x in arguments if x in OURS] + ["speculative_config"]:
         if arguments.get(wrong) is not None:
             raise ValueError(
-                f"{wrong} cannot be given: with it the perturbed decoding would not be"
+                f"{wrong} cannot be given: the perturbation of the logits needs its own, or none"
             )
     place, source = resolve_device(device), _source(name)
     given = {"revision": arguments.get("revision"), "trust_remote_code": trust_remote_code}
