@@ -21,6 +21,7 @@ class Perturbation:
         n: how many per prompt.
         sigma: standard deviation.
         generators: P generators on U's device, which nothing else draws from before `tensor` is read.
+        antithetic: in pairs, see `perturbations`.
         states: P states of these generators, before they draw.
     """
 
@@ -28,6 +29,7 @@ class Perturbation:
     n: int
     sigma: float
     generators: Sequence[torch.Generator]
+    antithetic: bool = False
     states: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,22 +48,34 @@ class Perturbation:
     def tensor(self) -> Tensor:
         """V, (P, n, tau, d)."""
         with torch.inference_mode(False):  # also where an engine is the first to read it
-            return perturbations(self.U, self.n, self.sigma, self.generators)
+            how = {"antithetic": self.antithetic}
+            return perturbations(self.U, self.n, self.sigma, self.generators, **how)
 
 
-def perturbations(U: Tensor, n: int, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
+def perturbations(
+    U: Tensor,
+    n: int,
+    sigma: float,
+    generators: Sequence[torch.Generator],
+    *,
+    antithetic: bool = False,
+) -> Tensor:
     """n perturbations per prompt from Q_U = N(U, sigma^2 I).
 
     Args:
         U: (P, tau, d).
         generators: P generators on U's device; each prompt draws from its own only.
+        antithetic: n/2 draws and then their reflections at U, in the same order; n is even.
 
     Returns:
         (P, n, tau, d).
     """
     V = U.new_empty(len(U), n, *U.shape[1:])
     for noise, g in zip(V, generators, strict=True):
-        torch.randn(noise.shape, generator=g, out=noise)
+        drawn = noise[: n // 2] if antithetic else noise
+        torch.randn(drawn.shape, generator=g, out=drawn)
+        if antithetic:
+            noise[n // 2 :] = -drawn
     return V.mul_(sigma).add_(U.unsqueeze(1))
 
 
