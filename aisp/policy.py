@@ -179,10 +179,7 @@ class Policy:
 
 @dataclass(frozen=True, eq=False)
 class RemotePolicy(Policy):
-    """A policy that another engine decodes, in its own processes, see `aisp.remote`.
-
-    Everything of a policy that needs the model in this process is refused, with what has it.
-    """
+    """A policy that another engine decodes in its own processes, see `aisp.remote`."""
 
     model: RemoteModel  # type: ignore[assignment]  # stands in the place of a model, see above
 
@@ -265,16 +262,18 @@ def load_policy(
     options["trust_remote_code"] = flag("trust_remote_code", trust_remote_code)
     if choice("engine", engine, ("aisp", "vllm")) == "vllm":
         remote, tokenizer = load_remote(name, device=device, **options)
-        return RemotePolicy(remote, tokenizer, template or _template(tokenizer), str(name))
+        return RemotePolicy(remote, tokenizer, _template(template, tokenizer), str(name))
     from transformers import AutoModelForCausalLM
 
     device = resolve_device(device)
     options = {"use_safetensors": True, **options, "dtype": resolve_dtype(dtype, device)}
     model, tokenizer = load_pretrained(AutoModelForCausalLM, name, device=device, **options)
-    return Policy(model, tokenizer, template or _template(tokenizer), str(name))
+    return Policy(model, tokenizer, _template(template, tokenizer), str(name))
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+def _template(given: Template | None, tokenizer: PreTrainedTokenizerBase) -> Template:
+    if given is not None:
+        return given
     return "chat" if tokenizer.chat_template else "continuation"
 
 

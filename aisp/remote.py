@@ -12,7 +12,10 @@ the documentation of 0.32 describes it. Other versions are refused, since both i
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future
+from multiprocessing import active_children
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -66,15 +69,24 @@ class RemoteModel:
         context_length: positions of one sequence.
     """
 
-    def __init__(self, llm: Any, config: Any, source: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        config: Any,
+        source: str,
+        settings: dict[str, Any],
+        processes: Sequence[Any] = (),
+    ) -> None:
         """
         Args:
             llm: a `vllm.LLM`, started by `load`.
+            processes: those that this started, without which it cannot answer.
 
         Raises:
             ValueError: the head is not linear.
         """
-        self.llm = llm
+        self.llm, self._processes = llm, processes
+        self._asked: Thread | None = None
         self.config, self.source, self.settings = config, source, settings
         self.generation_config = _generation_config(source, settings.get("revision"))
         facts = next(x for x in self._call("aisp_facts") if x is not None)
@@ -145,16 +157,38 @@ class RemoteModel:
         return self._alive(self.llm.collective_rpc, name, args=arguments)
 
     def _alive(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        """Call vLLM, which waits forever for a process that was killed: so a thread waits for it."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(function(*arguments, **options))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._wait()  # for what an interrupt left
+        self._asked = Thread(target=ask, name="vLLM", daemon=True)
+        self._asked.start()
         try:
-            return function(*arguments, **options)
+            self._wait()
+            return answer.result()
         except EngineDeadError as error:
-            raise EngineError(
-                f"the processes of vLLM that hold {self.source} have ended: killed, out of memory, "
-                "or an error that they printed (VLLM_LOGGING_LEVEL=INFO shows more). What was "
-                "recorded is kept. Load the policy again, and run the same again to go on"
-            ) from error
+            raise self._ended() from error
+
+    def _wait(self) -> None:
+        while self._asked is not None and self._asked.is_alive():
+            if not all(process.is_alive() for process in self._processes):
+                raise self._ended()
+            self._asked.join(1.0)
+
+    def _ended(self) -> EngineError:
+        return EngineError(
+            f"the processes of vLLM that hold {self.source} have ended: killed, out of memory, or an "
+            "error that they printed (VLLM_LOGGING_LEVEL=INFO shows more). What was recorded is "
+            "kept. Load the policy again, and run the same again to go on"
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -206,7 +240,7 @@ def load(
     for wrong in [x for x in arguments if x in OURS] + ["speculative_config"]:
         if arguments.get(wrong) is not None:
             raise ValueError(
-                f"{wrong} cannot be given: with it the perturbed decoding would not be"
+                f"{wrong} cannot be given: the perturbation of the logits needs its own, or none"
             )
     place, source = resolve_device(device), _source(name)
     given = {"revision": arguments.get("revision"), "trust_remote_code": trust_remote_code}
@@ -222,8 +256,10 @@ def load(
     options |= {"load_format": "safetensors"} if safe and "load_format" not in arguments else {}
     if place.type == "cpu":
         options = {"kv_cache_memory_bytes": CPU_CACHE} | options
+    before = set(active_children())
     llm = _started(source, version, place, resolve_dtype(dtype, place), given, options)
-    return RemoteModel(llm, config, source, settings), tokenizer
+    processes = [process for process in active_children() if process not in before]
+    return RemoteModel(llm, config, source, settings, processes), tokenizer
 
 
 def _started(

@@ -257,6 +257,26 @@ def test_a_dead_engine_ends_the_run_with_its_records_kept_and_the_next_run_goes_
     assert found["response"][0] == kept["response"][0]
 
 
+def test_an_engine_that_is_killed_while_it_is_waited_for_is_a_clear_error(there, monkeypatch):
+    """vLLM itself would wait forever. An interrupt leaves the call running; the next one waits."""
+    from threading import Event
+    from types import SimpleNamespace
+
+    model, release = there.model, Event()
+    assert model._alive(lambda: 3) == 3
+    with pytest.raises(TimeoutError, match="its own"):  # and not the one of the waiting
+        model._alive(raises, TimeoutError("its own"))
+    monkeypatch.setattr(model, "_processes", [SimpleNamespace(is_alive=lambda: release.is_set())])
+    with pytest.raises(EngineError, match="have ended"):
+        model._alive(release.wait)
+    release.set()
+    assert model._alive(lambda: 4) == 4
+
+
+def raises(error):
+    raise error
+
+
 def test_import_aisp_and_our_engine_never_import_vllm(tiny):
     assert remote.VERSIONS and "vllm" not in sys.modules
     aisp.align("Hi", tiny(), reward, **SIZE)

@@ -63,8 +63,8 @@ class Job:
         told = {"n": self.n, "T": self.T, "decoding": asdict(self.decoding)}
         tensors = {}
         if isinstance(self.V, Perturbation):
-            told |= {"sigma": self.V.sigma, "antithetic": self.V.antithetic}
             tensors["U"] = self.V.U
+            told["drawn"] = {"sigma": self.V.sigma, "antithetic": self.V.antithetic}
         elif self.V is not None:
             tensors["V"] = self.V
         if len(self.states):
@@ -96,8 +96,7 @@ class Decoder:
             source.set_state(state.clone())  # which reads the storage from its start
         V = tensors.get("V")
         if "U" in tensors:
-            U, antithetic = tensors["U"].to(device), told["antithetic"]
-            V = perturbations(U, n, told["sigma"], sources, antithetic=antithetic)
+            V = perturbations(tensors["U"].to(device), n, generators=sources, **told["drawn"])
         self.V = None if V is None else V.to(device).flatten(0, 1)  # (P n, tau, d)
         self.u = None if self.decoding.greedy else uniforms(sources, n, told["T"], device)
         self.broken = torch.zeros((), dtype=torch.bool, device=device)

@@ -27,7 +27,8 @@ try:
 except ModuleNotFoundError as error:  # the API pages and the tests of this logic need no vLLM
     if error.name != "vllm":
         raise
-    FirstInterface, SecondInterface = type("First", (), {}), type("Second", (), {})
+    FirstInterface = type("FirstInterface", (), {"__module__": "vllm"})
+    SecondInterface = type("SecondInterface", (), {"__module__": "vllm"})
 
 
 class Head:

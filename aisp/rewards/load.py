@@ -50,10 +50,11 @@ def load_reward(
         return CallableReward(source)
     device = resolve_device(policy.device if policy and device is None else device)
     if is_embedded(source):
-        elsewhere = policy is not None and policy.engine != "aisp"
-        if policy is None or not policy.is_embedded or policy.device != device or elsewhere:
-            same = policy.dtype if policy is not None and policy.is_embedded else None
-            policy = load_policy(EMBEDDED, device=device, dtype=dtype or same)
+        if policy is not None and policy.engine != "aisp":
+            dtype = dtype or policy.dtype
+            policy = None
+        if policy is None or not policy.is_embedded or policy.device != device:
+            policy = load_policy(EMBEDDED, device=device, dtype=dtype)
         return EmbeddedReward.load(policy)
     if str(source) == EmbeddedJudge.name:
         return EmbeddedJudge.load(device)

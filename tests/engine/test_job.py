@@ -11,7 +11,7 @@ from aisp.engine.decoding import GREEDY, Decoding, take_token
 from aisp.engine.job import Decoder, Job
 from aisp.engine.perturbation import Perturbation, uniforms
 
-P, n, tau, d, T, V_SIZE = 2, 3, 4, 8, 6, 50
+P, n, tau, d, T, V_SIZE = 2, 4, 4, 8, 6, 50
 SAMPLED = Decoding(0.8, top_k=20, top_p=0.9)
 CPU = torch.device("cpu")
 
@@ -29,12 +29,15 @@ def head(v):
     return v @ W.T
 
 
+@pytest.mark.parametrize("antithetic", [False, True], ids=["independent", "antithetic"])
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_a_worker_draws_what_the_sampler_draws_in_the_same_order(decoding):
+def test_a_worker_draws_what_the_sampler_draws_in_the_same_order(decoding, antithetic):
     ours = sources()
-    V = sampler.perturbations(mean(), n, 0.5, ours)
+    V = sampler.perturbations(mean(), n, 0.5, ours, antithetic=antithetic)
     u = uniforms(ours, n, T, CPU)
-    drawn = Perturbation(mean(), n, 0.5, sources())
+    drawn = Perturbation(mean(), n, 0.5, sources(), antithetic)
+    if antithetic:
+        assert torch.allclose(V.mean(1), mean(), atol=1e-6)
     there = Decoder(Job.of(n, T, decoding, drawn, drawn.generators).to_bytes(), CPU)
     assert torch.equal(there.V, V.flatten(0, 1)) and drawn.shape == V.shape
     assert torch.equal(drawn.tensor, V) and drawn.tensor is drawn.tensor

@@ -3,8 +3,12 @@
 In float32 both engines give the same tokens, but where the two most likely ones are as good as equal.
 """
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from aisp.rewards.base import CallableReward
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
+ROOT = Path(__file__).resolve().parents[2]
 LOAD = {"engine": "vllm", "device": "cpu", "dtype": "float32", "enforce_eager": True}
 PROMPTS = [
     "Hi",
@@ -134,12 +139,12 @@ def test_a_killed_engine_is_a_clear_error_and_the_next_run_goes_on(few_rows, the
     prompts = [Prompt(f"p{i}", t, "t") for i, t in enumerate(PROMPTS)]
     methods = {"best-of-n": {"method": "best_of_n", "n": 4, "kappa": 2, "max_new_tokens": 8}}
     calls = []
+    assert few_rows.model._processes and there.model._processes
 
     def dies(prompt, response):
         calls.append(response)
         if len(calls) == 12:  # between the iterations of the second prompt
-            core = few_rows.model.llm.llm_engine.engine_core
-            for process in core.resources.engine_manager.processes:
+            for process in few_rows.model._processes:
                 process.kill()
         return distinct(prompt, response)
 
@@ -152,3 +157,25 @@ def test_a_killed_engine_is_a_clear_error_and_the_next_run_goes_on(few_rows, the
     found = experiment.run(tmp_path / "r.jsonl", methods, prompts, there, reward, **run)
     assert len(found) == 3 and found["reward"].notna().all()
     assert found["response"][0] == kept["response"][0]
+
+
+def test_papermill_runs_the_main_comparison_on_it(tmp_path):
+    """Notebook 06 at toy size; the methods that need our engine are left out with the reason."""
+    smoke = ROOT / "data/results/smoke"
+    for old in smoke.glob("vllm-test*"):  # the run would only read it
+        old.unlink()
+    parameters = {"profile": "smoke", "name": "vllm-test", "engine": "vllm", "dtype": "float32"}
+    parameters |= {"engine_arguments": "enforce_eager=True, max_num_seqs=64"}
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks/06_main_results.ipynb")]
+    command += [str(tmp_path / "out.ipynb"), "-k", "python3", "--log-level", "ERROR"]
+    for name, value in parameters.items():
+        command += ["-p", name, value]
+    env = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = experiment.load(smoke / "vllm-test.jsonl")
+    assert {made["engine"][:9] for made in records["made_with"]} == {"vllm 0.32"}
+    assert {"AISP", "noise only"} < set(records["label"]) and records["reward"].notna().all()
+    assert (
+        "left out: kad: it needs the model in this process" in (tmp_path / "out.ipynb").read_text()
+    )

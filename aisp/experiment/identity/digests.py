@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from aisp.experiment.identity.bytecode import globals_read, is_installed
-from aisp.experiment.identity.weights import stored_weights, tensor_digest, weights_sha256
+from aisp.experiment.identity.weights import stored_content, tensor_digest, weights_sha256
 from aisp.policy import Policy
 from aisp.provenance import file_sha256
 from aisp.remote import RemoteModel
@@ -167,13 +167,8 @@ class _Walk:
         self.add(_told(config.to_diff_dict()) if hasattr(config, "to_diff_dict") else None)
 
     def remote(self, value: RemoteModel, what: str) -> None:
-        """A model in another engine's processes: its files, or its commit on the hub."""
-        folder, commit = Path(value.source), getattr(value.config, "_commit_hash", None)
-        files = stored_weights(folder) if folder.is_dir() else []
-        if not files and not commit:
-            raise UnidentifiedError(f"{what} has no files of weights at {value.source}")
-        told = [self.digests.of(value.settings), *(map(file_sha256, files) if files else [commit])]
-        self.add("remote", *told, _told(value.config.to_diff_dict()))
+        self.add("remote", stored_content(value.source, value.config))
+        self.add(self.digests.of(value.settings), _told(value.config.to_diff_dict()))
 
     def tokenizer(self, value: PreTrainedTokenizerBase, what: str) -> None:
         self.add(self.digests.once(value, _tokenizer_sha256))

@@ -46,9 +46,10 @@ def made_with(
         configs: label -> configuration.
 
     Returns:
-        label -> policy, template, dtype, reward and an engine other than ours by name; the SHA-256 of each but dtype, where a
-        name that the user gave to a function does not stand for it; and that of each model, value
-        function and trained part in the configuration. Plain JSON.
+        label -> policy, template, dtype, reward, and an engine other than ours, by name; the SHA-256
+        of policy, template and reward, where a name that the user gave to a function does not stand
+        for it; and that of each model, value function and trained part in the configuration. Plain
+        JSON.
 
     Raises:
         ValueError: what cannot be told from others: the reward, the template or a parameter.

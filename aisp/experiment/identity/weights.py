@@ -101,5 +101,24 @@ def stored_weights(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in kinds)
 
 
+def stored_content(source: str, config: Any) -> list[str]:
+    """What tells weights that are in no memory of ours: SHA-256 of their files, else their commit.
+
+    Args:
+        source: a folder, or an id on the hub.
+        config: of the model, as transformers loads it.
+
+    Raises:
+        ValueError: neither is known.
+    """
+    folder, commit = Path(source), getattr(config, "_commit_hash", None)
+    found = [file_sha256(path) for path in stored_weights(folder)] if folder.is_dir() else []
+    if not found and commit is None:
+        raise ValueError(
+            f"{source} has no files of weights and no commit, by which to know it again"
+        )
+    return found or [str(commit)]
+
+
 def _revision(model: Any) -> str | None:
     return getattr(getattr(model, "config", None), "_commit_hash", None)
