@@ -98,7 +98,8 @@ def engines(
     Args:
         decodings: some of DECODINGS; `generate` has the first two.
         prefix: tokens of the prompt.
-        static: also time generate's static cache, which it compiles where it can, at the last n.
+        static: also time generate's static cache, which it compiles where it can, at top-p 0.9 and
+            the last n.
         vllm: also measure vLLM where its environment is, see `bench_vllm`; after the others, as it
             wants all cores.
 
@@ -119,7 +120,7 @@ def engines(
             sides = {"engine": partial(engine, policy, [ids], n, decoding=decoding)}
             if decoding is not None:
                 sides["generate"] = partial(generate, policy, ids, n, decoding=decoding)
-                if static and n == sizes[-1]:
+                if static and decoding is TOP_P and n == sizes[-1]:
                     still = partial(sides["generate"], cache_implementation="static")
                     sides["generate, static cache"] = still
             for side in sides.values():  # a short warm-up: whole ones would take minutes
