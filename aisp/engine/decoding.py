@@ -46,7 +46,7 @@ GREEDY = Decoding()
 
 
 def take_token(
-    logits: Tensor, decoding: Decoding, uniforms: Tensor | None, *, rows_at_once: int = 16
+    logits: Tensor, decoding: Decoding, uniforms: Tensor | None, *, rows_at_once: int = 8
 ) -> Tensor:
     """Token ids from logits, by inversion: one uniform number decides one token.
 
@@ -70,7 +70,8 @@ def take_token(
         raise ValueError("uniforms is None; sampled decoding takes one number in [0, 1) per row")
     if logits.is_cuda:
         return _sampled(logits, decoding, uniforms)
-    # A few rows at a time fit in a CPU's cache; the whole batch in float32 would not.
+    # A few rows at a time fit in a CPU's cache, and in memory that the process keeps: the whole batch
+    # in float32 would be asked of the system, and zeroed by it, anew at every step.
     parts = zip(logits.split(rows_at_once), uniforms.split(rows_at_once), strict=True)
     return torch.cat([_sampled(rows, decoding, u) for rows, u in parts])
 

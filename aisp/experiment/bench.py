@@ -173,7 +173,7 @@ def engine_steps(
 
     "copied prefixes" keeps and attends the prefix once per response. "plain argmax" calls `argmax`
     on the model's logits instead of `max(-1).indices`. "whole batch" turns all logits into
-    probabilities at once instead of sixteen rows at a time. "plain products" leaves the weights as
+    probabilities at once instead of eight rows at a time. "plain products" leaves the weights as
     `torch.nn.Linear` keeps them.
 
     Returns:
