@@ -71,9 +71,8 @@ def test_engines_stand_side_by_side(tiny, monkeypatch):
         "device": "cpu",
         "dtype": "float32",
     }
-    sides = ["engine", "generate"]
-    own = [*sides * 2, "engine", *sides * 2, "generate, static cache", "engine"]
-    assert table["name"].tolist() == [*own, *["vLLM"] * 6]
+    own = [*["engine"] * 3, *["generate"] * 2]
+    assert table["name"].tolist() == [*own * 2, "generate, static cache", *["vLLM"] * 6]
     assert table["decoding"].tolist()[-3:] == ["T = 1", "top-p 0.9", "AISP"]
     assert table["tokens_per_second"].tolist()[-3:] == pytest.approx([50, 40, 30])
     last = table.iloc[-1]
