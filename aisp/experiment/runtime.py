@@ -12,7 +12,7 @@ import numpy as np
 
 from aisp import provenance
 from aisp.checks import choice, whole
-from aisp.experiment import bench, timing
+from aisp.experiment import bench, engines, timing
 from aisp.policy import load_policy
 from aisp.rewards.load import load_reward
 
@@ -53,10 +53,10 @@ def measure(
     long |= {"decodings": ["top-p 0.9"]}
     peaks = {name: bench.peak_memory(name, **size["whole"]) for name in ("best_of_n", "aisp")}
     tables = {
-        "engines": bench.engines(
+        "engines": engines.engines(
             policy, responses=size["responses"], tokens=tokens, vllm=size["vllm"], **few
         ),
-        "engines, long prefix": bench.engines(policy, **long, **few),
+        "engines, long prefix": engines.engines(policy, **long, **few),
         "steps": bench.engine_steps(policy, responses=n, tokens=tokens, **few),
         "whole runs": bench.whole_runs(policy, reward, **size["whole"], **few),
         "whole runs, many": bench.whole_runs(policy, reward, **size["many"], **few),

@@ -2,14 +2,13 @@
 
 import time
 
-import pandas as pd
 import pytest
 import torch
 
 from aisp.engine import decoding
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
-from aisp.experiment import bench, timing
+from aisp.experiment import bench, engines, timing
 from aisp.rewards import load_reward
 
 
@@ -35,58 +34,6 @@ def test_generate_and_the_engine_decode_the_same_number_of_tokens(tiny, decoding
     assert len(ids) == 30
     out = timing.generate(policy, ids, 3, 7, decoding)
     assert out.shape == (3, 37)
-
-
-def test_engines_stand_side_by_side(tiny, monkeypatch):
-    asked = {}
-
-    def by_vllm(**size):
-        asked.update(size)
-        rows = [
-            ("vLLM", 1.0, 50.0),
-            ("vLLM", 0.9, 40.0),
-            ("best-of-n", 1.0, 1.0),
-            ("AISP", None, 30.0),
-        ]
-        return pd.DataFrame(
-            {
-                "responses": n,
-                "name": name,
-                "top_p": p,
-                "tokens_per_second": v,
-                "low": v / 2,
-                "high": v,
-            }
-            for n in size["responses"]
-            for name, p, v in rows
-        )
-
-    monkeypatch.setattr(bench.bench_vllm, "measure", by_vllm)
-    monkeypatch.setattr(
-        timing, "lower_bounds", lambda policy, n, length: BOUND.assign(seconds=n / 100)
-    )
-    sizes = {"responses": (2, 3), "tokens": 5, "prefix": 30, "repeats": 1}
-    table = bench.engines(tiny("llama"), **sizes, vllm=True)
-    assert asked == {"responses": [2, 3], "tokens": 5, "prefix": 30, "repeats": 1} | {
-        "device": "cpu",
-        "dtype": "float32",
-    }
-    own = [*["engine"] * 3, *["generate"] * 2]
-    assert table["name"].tolist() == [*own * 2, "generate, static cache", *["vLLM"] * 6]
-    assert table["decoding"].tolist()[-3:] == ["T = 1", "top-p 0.9", "AISP"]
-    assert table["tokens_per_second"].tolist()[-3:] == pytest.approx([50, 40, 30])
-    last = table.iloc[-1]
-    assert last["high"] == 2 * last["low"] == pytest.approx(2 * last["seconds"])
-    count = table["responses"] * 5
-    assert table["tokens_per_second"].to_numpy() == pytest.approx(count / table["seconds"])
-    step = 2 * table["responses"] / 100  # two rows of the bound
-    assert table["share"].to_numpy() == pytest.approx(5 * step / table["seconds"])
-    monkeypatch.setattr(bench.bench_vllm, "measure", lambda **size: None)
-    few = bench.engines(tiny("llama"), **sizes, decodings=["AISP"], vllm=True)
-    assert few["name"].tolist() == ["engine", "engine"]
-
-
-BOUND = pd.DataFrame({"name": ["matrix products", "cache"]})
 
 
 def test_whole_runs_use_equal_budgets(tiny):
@@ -171,8 +118,8 @@ def test_each_step_of_the_engine_is_taken_away_alone(tiny, monkeypatch):
     [
         (lambda p: timing.timed({}, 0), "repeats is 0; it must be a whole number >= 1"),
         (lambda p: timing.prefix_of(p, 2.5), "prefix is 2.5; it must be a whole number >= 1"),
-        (lambda p: bench.engines(p, responses=(2, "4")), "responses is '4'"),
-        (lambda p: bench.engines(p, tokens=0), "tokens is 0"),
+        (lambda p: engines.engines(p, responses=(2, "4")), "responses is '4'"),
+        (lambda p: engines.engines(p, tokens=0), "tokens is 0"),
         (lambda p: bench.engine_steps(p, responses=True), "responses is True"),
         (lambda p: bench.whole_runs(p, None, prompts=0), "prompts is 0"),
         (

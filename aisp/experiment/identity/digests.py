@@ -338,8 +338,8 @@ def _full_name(kind: type) -> str:
 
 
 def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    told = vocabulary, tokenizer(PROBE)["input_ids"], tokenizer.chat_template
+    words = sorted(tokenizer.get_vocab().items())
+    told = words, tokenizer(PROBE)["input_ids"], tokenizer.chat_template
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
@@ -347,5 +347,5 @@ def _told(settings: Any) -> Any:
     """What a model's configuration says of what it computes, without how and where it is run."""
     if not isinstance(settings, dict):
         return repr(settings)
-    told = {k: v for k, v in settings.items() if k not in HOW and not k.startswith("_")}
-    return sorted((k, _told(v)) for k, v in told.items())
+    told = (k for k in settings if k not in HOW and not k.startswith("_"))
+    return sorted((k, _told(settings[k])) for k in told)
