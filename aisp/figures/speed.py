@@ -77,8 +77,12 @@ def runtime_share(tables: dict[str, "pd.DataFrame"]) -> "Figure":
         ax.minorticks_off()
     axes[0, 0].set(ylabel="share of the machine's bound, %")
     axes[0, 0].set_ylim(0)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    shown = {
+        label: handle
+        for ax in axes[0]
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    fig.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown))
     return fig
 
 
