@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def _bars(timings: "pd.DataFrame", speed: "pd.Series") -> np.ndarray:
+    """How far a speed, which falls as seconds rise, reaches below and above: (2, rows).
+
+    Rounding may leave a bar of a single run just below 0.
+    """
+    count = speed * timings["seconds"]
+    bars = np.array([speed - count / timings["high"], count / timings["low"] - speed])
+    return bars.clip(min=0)
+
+
 @labeled
 def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     """Tokens per second of the engine and its rivals at top-p 0.9, and seconds of whole runs.
@@ -27,8 +37,7 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     for name, look in looks(generate["name"]).items():
         group = generate[generate["name"] == name]
         speed, x = group["tokens_per_second"], group["responses"]
-        count = speed * group["seconds"]
-        bars = np.array([speed - count / group["high"], count / group["low"] - speed])
+        bars = _bars(group, speed)
         left.errorbar(x, speed, yerr=bars, label=name, ms=4, capsize=2, **look.signs)
     sizes = sorted(generate["responses"].unique())
     left.set(xscale="log", xlabel="responses decoded together", ylabel="tokens per second")
@@ -60,8 +69,8 @@ def runtime_share(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     drawn = looks(tables["engines"]["name"])
     for ax, (decoding, group) in zip(axes[0], panels, strict=True):
         for name, rows in group.groupby("name", sort=False):
-            share, bound = 100 * rows["share"], 100 * rows["share"] * rows["seconds"]
-            bars = np.array([share - bound / rows["high"], bound / rows["low"] - share])
+            share = 100 * rows["share"]
+            bars = _bars(rows, share)
             ax.errorbar(
                 rows["responses"],
                 share,

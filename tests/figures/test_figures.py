@@ -142,6 +142,14 @@ def test_runtime_draws_speeds_with_the_range_of_their_repeats():
     assert segment.tolist() == [[1, 8], [1, 11]] and scaling.get_xlabel() == "prompts"
 
 
+def test_bars_of_single_runs_are_never_negative():
+    seconds, share = np.random.default_rng(0).random((2, 200)) + 0.1
+    rows = {"responses": 2, "decoding": "AISP", "name": "engine", "share": share}
+    rows |= {"seconds": seconds, "low": seconds, "high": seconds, "tokens_per_second": 8 / seconds}
+    tables = {"engines": pd.DataFrame(rows)}
+    assert len(figures.runtime_share(tables).axes[0].containers) == 1
+
+
 def test_timings_of_the_same_case_are_marked_with_their_range():
     rows = [("prompts", 1, 10.0), ("prompts", 2, 15.0), ("tokens", 4, 12.0), ("tokens", 8, 9.0)]
     scaling = pd.DataFrame(
