@@ -137,7 +137,8 @@ def test_surprisal_and_logits_that_are_not_finite(embedded, there):
 def test_a_killed_engine_is_a_clear_error_and_the_next_run_goes_on(few_rows, there, tmp_path):
     """The last test of `few_rows`, whose processes it ends."""
     prompts = [Prompt(f"p{i}", t, "t") for i, t in enumerate(PROMPTS)]
-    methods = {"best-of-n": {"method": "best_of_n", "n": 4, "kappa": 2, "max_new_tokens": 8}}
+    size = {"n": 4, "kappa": 2, "max_new_tokens": 8, "rows": 4}  # iterations one by one
+    methods = {"best-of-n": {"method": "best_of_n", **size}}
     calls = []
     assert few_rows.model._processes and there.model._processes
 
