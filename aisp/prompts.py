@@ -7,10 +7,11 @@ stable ids, so that records can name a prompt without quoting it.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from aisp.checks import whole
 from aisp.display import printable
@@ -120,6 +121,29 @@ def _check_text(name: str, text: object) -> None:
             f"{around!r}: half of a character, left by a text that was cut or decoded wrongly. "
             "Remove it, or decode the text again"
         )
+
+
+def prompt_list(prompts: Any) -> tuple[list[Any], bool]:
+    """The prompts as a list, and whether it was a single one.
+
+    A prompt is a string, a list of {"role", "content"} messages or a `Prompt`; a list of those is
+    several prompts.
+    """
+    if isinstance(prompts, str | Prompt):
+        prompts, single = [prompts], True
+    elif not isinstance(prompts, Sequence):
+        raise TypeError(
+            f"prompts is {prompts!r}; pass a string, a list of messages, a Prompt, or a list of "
+            "these"
+        )
+    elif not prompts:
+        raise ValueError("the list of prompts is empty; pass at least one prompt")
+    else:
+        single = all(isinstance(m, dict) for m in prompts)
+        prompts = [prompts] if single else list(prompts)
+    for prompt in prompts:
+        as_messages(prompt)
+    return prompts, single
 
 
 def load_prompts(

@@ -32,6 +32,7 @@ from aisp.engine.perturbation import Perturbation
 from aisp.engine.perturbation import perturbations as perturbations  # a part of the algorithm
 from aisp.engine.rollout import rollout
 from aisp.policy import Policy
+from aisp.prompts import prompt_list
 from aisp.rewards.base import Reward
 from aisp.state import (
     IndependentConfig,
@@ -39,7 +40,6 @@ from aisp.state import (
     SearchState,
     check_state,
     generator,
-    prompt_list,
     scored,
 )
 

@@ -23,7 +23,7 @@ from aisp.checks import check_real, check_whole, whole
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import Rollout
 from aisp.policy import Policy
-from aisp.prompts import Prompt, as_messages
+from aisp.prompts import as_messages, prompt_list
 from aisp.rewards.base import Reward, RewardError, score
 
 
@@ -312,29 +312,6 @@ def generator(seed: int, prompt: Any, iteration: int, device: torch.device) -> t
     content = json.dumps([whole("seed", seed), as_messages(prompt), iteration], sort_keys=True)
     digest = hashlib.sha256(content.encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def prompt_list(prompts: Any) -> tuple[list[Any], bool]:
-    """The prompts as a list, and whether it was a single one.
-
-    A prompt is a string, a list of {"role", "content"} messages or a `Prompt`; a list of those is
-    several prompts.
-    """
-    if isinstance(prompts, str | Prompt):
-        prompts, single = [prompts], True
-    elif not isinstance(prompts, Sequence):
-        raise TypeError(
-            f"prompts is {prompts!r}; pass a string, a list of messages, a Prompt, or a list of "
-            "these"
-        )
-    elif not prompts:
-        raise ValueError("the list of prompts is empty; pass at least one prompt")
-    else:
-        single = all(isinstance(m, dict) for m in prompts)
-        prompts = [prompts] if single else list(prompts)
-    for prompt in prompts:
-        as_messages(prompt)
-    return prompts, single
 
 
 def _described(name: str, value: Any) -> Any:

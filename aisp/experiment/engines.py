@@ -96,10 +96,10 @@ def _by_vllm(
     repeats: int,
 ) -> "pd.DataFrame | None":
     """Rows as `engines` has them; None where vLLM's environment is not there."""
-    size = {"responses": list(sizes), "tokens": tokens, "prefix": prefix, "repeats": repeats}
-    where = {"device": policy.device.type, "dtype": str(policy.dtype).removeprefix("torch.")}
     import pandas as pd
 
+    size = {"responses": list(sizes), "tokens": tokens, "prefix": prefix, "repeats": repeats}
+    where = {"device": policy.device.type, "dtype": str(policy.dtype).removeprefix("torch.")}
     found = bench_vllm.measure(**size, **where)
     if found is None:
         return None

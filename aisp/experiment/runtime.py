@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Stored(NamedTuple):
-    about: dict[str, Any]  # machine, date, commit, command, versions, repeats
+    about: dict[str, Any]  # machine, date, commit, command, versions, repeats, a note of exceptions
     tables: "dict[str, pd.DataFrame]"
 
 
@@ -72,6 +72,7 @@ def measure(
         **provenance.environment(policy.device),
         "dtype": str(policy.dtype),
         "repeats": repeats,
+        "note": "",
         "tables": {name: table.to_dict("records") for name, table in tables.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,10 +117,11 @@ def origin(path: Path, stored: Stored, *, now: bool = False) -> Any:
         else f"Read from {place}, not measured now: to measure this machine, set measure to True."
     )
     once = about["repeats"] == 1
+    note = f" {about['note']}" if about.get("note") else ""
     caution = " **A single run tells nothing of the noise: no evidence.**" if once else ""
     return Markdown(
         f"*Embedded model on {made}; measured on {about['date']}, {about['repeats']} "
-        f"run{'s' * (not once)} of each side, commit {str(about['commit'])[:7]}. {source}*{caution}"
+        f"run{'s' * (not once)} of each side, commit {str(about['commit'])[:7]}.{note} {source}*{caution}"
     )
 
 

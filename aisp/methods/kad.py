@@ -29,6 +29,7 @@ from aisp.checks import check_real, check_whole, choice
 from aisp.engine.decoding import nucleus
 from aisp.engine.mixture import lockstep, speculative
 from aisp.policy import Policy, require_same_vocabulary
+from aisp.prompts import prompt_list
 from aisp.rewards.base import Reward
 from aisp.state import (
     IndependentConfig,
@@ -36,7 +37,6 @@ from aisp.state import (
     SearchState,
     check_state,
     each_unweighted,
-    prompt_list,
 )
 
 

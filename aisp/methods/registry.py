@@ -14,10 +14,10 @@ from aisp.alignment import search
 from aisp.checks import whole
 from aisp.methods import args, best_of_n, kad, misvo, ram, re_control
 from aisp.policy import Policy
-from aisp.prompts import as_messages
+from aisp.prompts import as_messages, prompt_list
 from aisp.rewards.base import Reward
 from aisp.rewards.load import load_reward
-from aisp.state import Method, SearchConfig, SearchState, prompt_list
+from aisp.state import Method, SearchConfig, SearchState
 
 METHODS: dict[str, Method] = {
     "aisp": Method(sampler.AISPConfig, sampler.init, sampler.step, sampler.steps),

@@ -77,9 +77,13 @@ def test_what_is_stored_is_read_with_its_machine_and_date_and_named_when_missing
     said = runtime.origin(path, stored).data
     assert "CPU, 2 threads, bfloat16" in said and "2026-01-02" in said and "abcdefg" in said
     assert "not measured now" in said and "no evidence" not in said
-    stored.about["repeats"] = 1
+    stored.about["repeats"], stored.about["note"] = 1, "But for memory."
     said = runtime.origin(path, stored, now=True).data
-    assert "Measured now" in said and "1 run of each side" in said and "no evidence" in said
+    assert (
+        "commit abcdefg. But for memory. Measured now" in said
+        and "1 run of each side" in said
+        and "no evidence" in said
+    )
     assert "1.100 times" in runtime.memory(stored.tables["memory"])
 
 
