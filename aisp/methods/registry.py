@@ -12,7 +12,7 @@ from typing import Any
 from aisp import sampler
 from aisp.alignment import search
 from aisp.checks import whole
-from aisp.methods import args, best_of_n, kad, misvo, ram, re_control
+from aisp.methods import aisp_cv, args, best_of_n, kad, misvo, ram, re_control
 from aisp.policy import Policy
 from aisp.prompts import as_messages, prompt_list
 from aisp.rewards.base import Reward
@@ -21,6 +21,7 @@ from aisp.state import Method, SearchConfig, SearchState
 
 METHODS: dict[str, Method] = {
     "aisp": Method(sampler.AISPConfig, sampler.init, sampler.step, sampler.steps),
+    "aisp_cv": Method(aisp_cv.AISPCVConfig, sampler.init, sampler.step, sampler.steps),
     "args": Method(args.ARGSConfig, args.init, args.step),
     "best_of_n": Method(best_of_n.BestOfNConfig, best_of_n.init, best_of_n.step, best_of_n.steps),
     "kad": Method(kad.KADConfig, kad.init, kad.step, kad.steps),
