@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from aisp.engine.attention import PrefixCache, obstacle_to_sharing, shared_prefix
 from aisp.engine.packed import packed
@@ -195,7 +195,7 @@ class Recorded:
         return self.outputs
 
 
-def _select(cache: DynamicCache, rows: Tensor) -> None:
+def _select(cache: Cache, rows: Tensor) -> None:
     """Keep these rows. Of the ways that a cache has, the one that layers of every kind know."""
     cache.reorder_cache(rows)  # type: ignore[arg-type]  # its hint names a class, not a dtype
 
