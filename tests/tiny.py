@@ -198,7 +198,8 @@ def save_classifier(folder, tokenizer, architecture="llama", labels=1, **config)
         size = dict(vocab_size=258, n_embd=32, n_layer=2, n_head=4, n_positions=128)
         config = tf.GPT2Config(**size, initializer_range=0.3, **config)
     else:
-        config = tf.LlamaConfig(**REWARD_SIZE, **config)
+        kind = {"llama": tf.LlamaConfig, "qwen3": tf.Qwen3Config}[architecture]
+        config = kind(**REWARD_SIZE, **config)
     model = tf.AutoModelForSequenceClassification.from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
