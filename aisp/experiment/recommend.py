@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aisp.experiment import declared, measures
 from aisp.experiment.beyond import BUDGETS, SETS, path_of
+from aisp.experiment.comparisons import whole_seeds
 from aisp.experiment.contenders import BEST, GROUPS, PRIMARY
 from aisp.experiment.findings import Contrast
 from aisp.experiment.store.reading import load
@@ -19,7 +20,7 @@ Stored = dict[tuple[str, int], "pd.DataFrame"]
 
 
 def stored(folder: Path) -> Stored:
-    """(set, samples) -> records with their measures, of what a folder holds.
+    """(set, samples) -> records with their measures, of the seeds that a folder holds as a whole.
 
     Args:
         folder: data/results/<profile>/.
@@ -29,9 +30,9 @@ def stored(folder: Path) -> Stored:
         for samples in BUDGETS:
             path = path_of(f"{which}_{samples}", folder=folder)
             if path.exists():
-                records = load(path)
+                records = whole_seeds(load(path), GROUPS["first"])
                 judged = measures.kept(records, path)
-                if judged is not None:
+                if judged is not None and len(judged):
                     found[which, samples] = judged
     return found
 
