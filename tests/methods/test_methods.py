@@ -60,7 +60,19 @@ def call(tiny):
 
 
 def test_the_known_methods_are_listed():
-    assert available() == ["aisp", "args", "best_of_n", "kad", "misvo", "ram", "re_control"]
+    assert available() == [
+        "aisp",
+        "args",
+        "best_of_n",
+        "elliptical_slice",
+        "kad",
+        "metropolis",
+        "misvo",
+        "qalign",
+        "ram",
+        "re_control",
+        "tempered_smc",
+    ]
 
 
 @each_method
