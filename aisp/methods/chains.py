@@ -147,7 +147,7 @@ def check_chains(
     """Raise ValueError where a step is given a state of another method, size or policy."""
     check_state(state, kind)
     assert isinstance(state, ChainsState)
-    sizes = {
+    sizes: dict[str, tuple[Any, Any]] = {
         "n, max_new_tokens": (tuple(state.tokens.shape[1:]), (config.n, config.max_new_tokens))
     }
     if isinstance(state, PerturbedState) and isinstance(config, PerturbedConfig):
@@ -162,10 +162,9 @@ def check_chains(
 
 def uniform(sources: Sequence[torch.Generator], *shape: int) -> Tensor:
     """Random numbers in [0, 1), (P, *shape) float64 on the CPU, each prompt from its own source."""
-    how = {"dtype": torch.float64}
-    return torch.stack(
-        [torch.rand(*shape, generator=g, device=g.device, **how).cpu() for g in sources]
-    )
+    float64 = torch.float64
+    drawn = [torch.rand(shape, generator=g, device=g.device, dtype=float64) for g in sources]
+    return torch.stack(drawn).cpu()
 
 
 def cuts(lengths: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
@@ -232,8 +231,9 @@ def decide(
     following, info = unweighted(state, reward, proposal.rollout)
     gain = (info.rewards - state.rewards) / lam + proposal.log_ratio
     accepted = (state.rewards == -torch.inf) | (uniform(sources, gain.shape[1]).log() < gain)
-    columns = {"accepted": accepted.double().mean(1).tolist()}
-    return moved(following, proposal, info.rewards, accepted), replace(info, columns=columns)
+    share = accepted.double().mean(1).tolist()
+    following = moved(following, proposal, info.rewards, accepted)
+    return following, replace(info, columns={"accepted": share})
 
 
 def moved(state: State, proposal: Proposal, rewards: Tensor, accepted: Tensor) -> State:

@@ -156,5 +156,9 @@ def resampled(
         return x[rows.to(x.device), drawn.to(x.device)]
 
     return replace(
-        state, **{x: of(getattr(state, x)) for x in ("tokens", "lengths", "rewards", "V")}
+        state,
+        tokens=of(state.tokens),
+        lengths=of(state.lengths),
+        rewards=of(state.rewards),
+        V=of(state.V),
     )
