@@ -176,7 +176,7 @@ def cuts(lengths: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
 def propose(
     state: PerturbedState,
     policy: Policy,
-    config: PerturbedConfig,
+    config: MovesConfig,
     sources: Sequence[torch.Generator],
 ) -> Proposal:
     """One proposed V per chain, and its response.
@@ -191,7 +191,7 @@ def propose(
     """
     P, n, tau, d = state.V.shape
     noise = perturbations(state.V.new_zeros(P, tau, d), n, config.sigma, sources)
-    b = getattr(config, "pcn", None) if state.iteration else 1.0
+    b = config.pcn if state.iteration else 1.0
     T, none = config.max_new_tokens, torch.zeros(P, n, dtype=torch.float64)
     if b is not None:
         V = (1 - b**2) ** 0.5 * state.V + b * noise
@@ -223,7 +223,7 @@ def decide(
 ) -> tuple[State, Info]:
     """The end of a Metropolis step: accept with probability min(1, exp((r' - r) / lam) ratio).
 
-    The history has `accepted`, the share of the proposals that were.
+    The history has `accepted`, the share of the proposals that were; 1 in the first iteration.
 
     Args:
         lam: one for all, or (P, 1).

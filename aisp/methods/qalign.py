@@ -8,8 +8,8 @@ n chains proposes a new ending of its response y, of L tokens:
 
 p(y) does not enter, since the ending is drawn from p; L / L' is there because the way back has the
 same c with probability 1 / L'. Kept tokens are not decoded, and not counted in the history's tokens.
-The chains begin at n draws from p. The published method returns a majority vote over one long chain;
-here the best of all responses is returned, as in all methods.
+The chains begin at n draws from p. The paper aggregates the responses of one long chain, as by a
+majority vote; here the best of all that were decoded is returned, as in all methods.
 """
 
 from dataclasses import dataclass
