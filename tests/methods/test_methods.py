@@ -60,8 +60,20 @@ def call(tiny):
 
 
 def test_the_known_methods_are_listed():
-    known = ["aisp", "aisp_cv", "args", "best_of_n", "kad", "misvo", "ram", "re_control"]
-    assert available() == known
+    assert available() == [
+        "aisp",
+        "aisp_cv",
+        "args",
+        "best_of_n",
+        "elliptical_slice",
+        "kad",
+        "metropolis",
+        "misvo",
+        "qalign",
+        "ram",
+        "re_control",
+        "tempered_smc",
+    ]
 
 
 @each_method
