@@ -46,7 +46,7 @@ _CALM = {"method": "aisp", "alpha": 1.0, "control_variate": True}
 _SIGMA = ("sigma", (0.35, 0.5, 0.65))
 _RAM = {"method": "ram", "kl_limit": None}
 _RAM_DIAL = ("temperature", (0.65, 0.8, 1.0))
-_STEPS = ("step_size", (0.1, 0.3, 1.0))
+_STEPS = ("step_size", (0.1, 1.0, 5.0))  # the first is the published one
 _LAM = ("lam", (0.1, 0.3, 1.0))
 _MOVES = {"method": "metropolis"}
 

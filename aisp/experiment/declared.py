@@ -48,10 +48,20 @@ def nested(
     return Tested(Contrast(first, second, *size, named.measure), found.p)
 
 
-def outcome(primary: Contrast) -> str:
-    """What became of the primary contrast, which was declared to be above 0."""
+def outcome(primary: Contrast, judged: Contrast | None = None) -> str:
+    """What became of the primary contrast, which was declared to be above 0.
+
+    Args:
+        judged: the same pair by the judge, which says whether a gain is one in the reward only.
+    """
     words = {"higher": "confirmed", "undecided": "left undecided", "lower": "refuted"}
-    return f"The primary contrast is **{words[primary.verdict]}**: {primary.sentence()}"
+    said = f"The primary contrast is **{words[primary.verdict]}**: {primary.sentence()}"
+    if judged is None:
+        return said
+    said += f" {judged.sentence()}"
+    if primary.verdict == "higher" and judged.verdict != "higher":
+        said += " So it is a gain **in the reward only**: the judge does not confirm it."
+    return said
 
 
 def secondary(

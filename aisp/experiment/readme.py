@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aisp.experiment import ablations, dials, tables
+from aisp.experiment import ablations, dials, recommend, tables
 from aisp.experiment.findings import (
     Contrast,
     across,
@@ -48,10 +48,13 @@ def blocks(folder: Path) -> dict[str, str]:
         "re_control": _re_control,
         "re_control_state": lambda of: _reproduced(by_set(of, "AISP", "RE-Control")),
     }
+    compared = recommend.stored(folder)
+    declared = {"outcome": recommend.outcome(compared), "answer": recommend.answer(compared)}
     records, questions = _ablations(folder / "ablations.jsonl")
     longer = _bullets(_longer(records, questions["drift"]))
     sigma = dials.sentences(records, questions["sigma"])[0]
-    return {name: make(found) for name, make in made.items()} | {"longer": longer, "sigma": sigma}
+    written = {name: make(found) for name, make in made.items()}
+    return declared | written | {"longer": longer, "sigma": sigma}
 
 
 def render(text: str, made: dict[str, str]) -> str:

@@ -71,7 +71,10 @@ def standing(records: "pd.DataFrame", measure: str, labels: Sequence[str]) -> St
 
 
 def answer(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
-    """A table in Markdown: budgets and sets against what stands highest by reward and by judge."""
+    """A table in Markdown: budgets and sets against what stands highest by reward and by judge.
+
+    Without a judge's scores, the last column is empty.
+    """
     lines = [
         "| samples | prompts, seeds | highest by the reward | highest by the judge |",
         "|---|---|---|---|",
@@ -79,7 +82,10 @@ def answer(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     for (which, samples), records in sorted(found.items(), key=lambda x: (x[0][1], x[0][0])):
         whole = finished(records)
         seeds = whole.loc[whole["label"] == BEST, "seed"].nunique()
-        cells = [_cell(standing(records, m, GROUPS["first"])) for m in ("reward", "judged")]
+        cells = [
+            _cell(standing(records, measure, GROUPS["first"])) if measure in records else ""
+            for measure in ("reward", "judged")
+        ]
         size = f"{NAMES[which]} {whole['prompt'].nunique()}, {seeds}"
         lines.append(f"| {samples} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -96,4 +102,4 @@ def outcome(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     records = found["builtin", 128]
     by_reward = declared.nested(records, *PRIMARY).contrast
     by_judge = declared.nested(records, *PRIMARY, "judged").contrast
-    return f"{declared.outcome(by_reward)} {by_judge.sentence()}"
+    return declared.outcome(by_reward, by_judge)

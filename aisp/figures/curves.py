@@ -97,7 +97,8 @@ def _curves(ax: "Axes", records: "pd.DataFrame", labels: dict[str, Look], draws:
 def cost_curves(records: "pd.DataFrame") -> "Figure":
     """Best reward against what a prompt has cost: reward calls, decoded tokens and seconds.
 
-    One line per label, means over prompts and seeds; a marker where an iteration ends.
+    One line per label; a marker where an iteration ends. Means over prompts and seeds, but for the
+    seconds the median, which a run beside other work does not move.
 
     Args:
         records: from `aisp.experiment.load`.
@@ -112,13 +113,13 @@ def cost_curves(records: "pd.DataFrame") -> "Figure":
         spent = {
             "reward calls": of["reward_calls"].mean() * (1 + np.arange(len(best))) / len(best),
             "tokens decoded": _stacked(of, "tokens").cumsum(1).mean(0),
-            "seconds": _stacked(of, "seconds").cumsum(1).mean(0),
+            "seconds": np.median(_stacked(of, "seconds").cumsum(1), axis=0),
         }
         for ax, (name, x) in zip(axes, spent.items(), strict=True):
             ax.plot(x, best, markersize=3, label=label, **look.signs)
             ax.set_xlabel(f"{name} per prompt")
     axes[0].set_ylabel("best reward so far")
-    title = f"means of {records['prompt'].nunique()} prompts"
+    title = f"means of {records['prompt'].nunique()} prompts; seconds: medians"
     handles = axes[0].get_legend_handles_labels()
     fig.legend(*handles, loc="outside lower center", ncols=3, title=title)
     return fig

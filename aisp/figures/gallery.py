@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp import figures
-from aisp.experiment import ablations, dials, drift, load, main_results, summary
+from aisp.experiment import (
+    ablations,
+    comparisons,
+    contenders,
+    dials,
+    drift,
+    load,
+    main_results,
+    summary,
+)
 from aisp.provenance import checkout, file_sha256
 
 if TYPE_CHECKING:
@@ -75,6 +84,11 @@ def _drift(records: "pd.DataFrame") -> "Figure":
     return figures.drift(drift.predictions(records[records["label"].isin(labels)]))
 
 
+def _costs(records: "pd.DataFrame") -> "Figure":
+    """Of notebook 11: the first group of rows, in the seeds that are whole."""
+    return figures.cost_curves(comparisons.whole_seeds(records, contenders.GROUPS["first"]))
+
+
 def _questions(
     records: "pd.DataFrame", names: Sequence[str]
 ) -> tuple["pd.DataFrame", dict[str, ablations.Question]]:
@@ -112,6 +126,9 @@ def _recipes() -> dict[str, Recipe]:
     budget = ("ablations_budget.csv",)
     recipes["ablation_budget"] = Recipe("07_ablations", budget, figures.over_optimization)
     recipes["drift"] = Recipe("10_drift", ("ablations.jsonl",), _drift)
+    beyond = ("beyond_builtin_128_budget.csv",)
+    recipes["beyond"] = Recipe("11_beyond", beyond, figures.over_optimization)
+    recipes["beyond_costs"] = Recipe("11_beyond", ("beyond_builtin_128.jsonl",), _costs)
     paired = partial(_main, figures.paired_differences, first="AISP")
     for name in ("main_results", "main_results_shp", "main_results_hh"):
         files = (f"{name}.jsonl",)

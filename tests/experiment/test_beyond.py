@@ -45,7 +45,7 @@ def test_a_row_without_trials_takes_the_value_of_the_row_that_it_names():
     configs = described(contenders.rows(beyond.size(128), tuned))
     assert set(configs) == set(contenders.CONTENDERS)
     published = configs[contenders.MISVO]
-    assert published["step_size"] == 0.3 and published["temperature"] == 1
+    assert published["step_size"] == 1 and published["temperature"] == 1
     assert configs[contenders.MISVO_TEMPERED] == published | {"temperature": 0.65}
     assert configs[contenders.MISVO_FREE] == published | {"regularization": "none"}
     assert configs[contenders.MISVO_KL] == published | {"regularization": "kl"}

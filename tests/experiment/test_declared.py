@@ -45,6 +45,11 @@ def test_the_outcome_of_the_primary_contrast():
         records = measured({"a": (shift, 0.0), "b": (0.0, 0.0)})
         found, _ = declared.nested(records, "a", "b")
         assert declared.outcome(found).startswith(f"The primary contrast is **{word}**: **a** is")
+    for judged, only in ((1.0, False), (0.0, True), (-1.0, True)):
+        records = measured({"a": (1.0, judged), "b": (0.0, 0.0)})
+        both = (declared.nested(records, "a", "b", by).contrast for by in ("reward", "judged"))
+        said = declared.outcome(*both)
+        assert "By the judge, **a** is" in said and ("in the reward only" in said) == only
 
 
 def test_secondary_contrasts_are_adjusted_together():

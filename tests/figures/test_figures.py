@@ -60,7 +60,7 @@ def test_cost_curves_draw_what_was_spent_by_the_end_of_each_iteration():
     table = records()
     table["reward_calls"] = [12] * 5 + [24] * 5
     for i, h in enumerate(table["history"]):
-        h |= {"tokens": [10 + i, 20, 30], "seconds": [1.0, 2.0, 1.0]}
+        h |= {"tokens": [10 + i, 20, 30], "seconds": [1.0, 2.0, 1.0 + 90 * (i == 9)]}
     fig = figures.cost_curves(table)
     best = np.mean([h["reward_best"] for h in table["history"][5:]], axis=0)
     spent = [[8, 16, 24], [17, 37, 67], [1, 3, 4]]
