@@ -1,9 +1,9 @@
 """Responses whose first tokens are kept: only the rest of each is decoded.
 
 What a sampler needs that proposes a new ending of a response, and what a search needs that goes on
-with some of the responses that it has begun. Kept tokens run through the model once, together with
-the prefix, in place of one step each, and are not counted as decoded (`Rollout.decoded`). Each
-response has its own keys and values of the prefix, unless all keep nothing.
+with some of the responses that it has begun. Kept tokens run through the model once, all together in
+place of one step each, and are not counted as decoded (`Rollout.decoded`). A prefix runs once for
+all responses to it, but each of these has its own copy of its keys and values.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from aisp.engine.attention import PrefixCache
 from aisp.engine.decoding import GREEDY, Decoding, take_token
 from aisp.engine.perturbation import Perturbation, uniforms
 from aisp.engine.rollout import Rollout, Step, check, decode
-from aisp.engine.stepper import Stepper
+from aisp.engine.stepper import Stepper, left_padded
 from aisp.policy import Policy
 
 
@@ -70,8 +72,9 @@ def continuation(
     fresh = torch.zeros_like(kept)
     if len(rows):
         text, cut = tokens.tolist(), kept.tolist()
-        starts = [[*prefixes[r // n], *text[r][: cut[r]]] for r in rows.tolist()]
-        found = _rest(policy, starts, rows, kept[rows], T, V, decoding, u)
+        starts = [text[r][: cut[r]] for r in rows.tolist()]
+        stepper = _Begun(policy, prefixes, rows // n, starts, int((T - kept[rows]).max()))
+        found = _rest(stepper, rows, kept[rows], T, V, decoding, u)
         fresh[rows] = found.lengths[:, 0]
         new = (steps >= kept[:, None]) & (steps < (kept + fresh)[:, None])
         width = torch.arange(found.tokens.shape[2], device=device)
@@ -80,9 +83,58 @@ def continuation(
     return replace(joined, fresh=fresh.view(-1, n))
 
 
+class _Begun(Stepper):
+    """A stepper over R responses, each of which begins with tokens of its own."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        prefixes: Sequence[Sequence[int]],
+        owner: Tensor,
+        begun: Sequence[Sequence[int]],
+        max_new_tokens: int,
+    ):
+        """
+        Args:
+            owner: (R,) which of the prefixes each response has.
+            begun: R token id sequences that follow it; empty ones among them.
+            max_new_tokens: T; `step` can be called T - 1 times.
+        """
+        whole = [[*prefixes[p], *own] for p, own in zip(owner.tolist(), begun, strict=True)]
+        super().__init__(policy, whole, 1, max_new_tokens)
+        self.owner, self.parts = owner.to(policy.device), (prefixes, whole)
+
+    def start(self, add: Tensor | None = None) -> Tensor:
+        """As `Stepper.start`, but the prefixes run once each, without their last token.
+
+        That one runs with the kept tokens, so that no row is empty. Where layers attend to a window,
+        which padding in the middle would shift, all runs at once; and where nothing is kept, as ever.
+        """
+        prefixes, whole = self.parts
+        if not self.share or self.per_prefix > 1 or min(map(len, prefixes)) < 2:
+            return super().start(add)
+        policy, owner = self.policy, self.owner
+        ids, mask, positions = left_padded([p[:-1] for p in prefixes], policy)
+        self.mask = mask
+        self._forward(ids, positions)
+        self.cache.batch_select_indices(owner)
+        lengths = [len(prefixes[p]) - 1 for p in owner.tolist()]
+        rest = [own[at:] for own, at in zip(whole, lengths, strict=True)]
+        more, more_mask, _ = left_padded(rest, policy)
+        before = torch.ones_like(ids) if mask is None else mask
+        after = torch.ones_like(more) if more_mask is None else more_mask
+        self.mask = torch.cat([before[owner], after], -1)
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -more.shape[1] :]
+        logits, self.z = self._forward(more, positions, add)
+        self.positions = positions[:, -1:]
+        assert isinstance(self.cache, DynamicCache)
+        self.cache = PrefixCache(self.cache, self.mask, 1, self.T - 1, static=self.record)
+        self.mask = None
+        return logits
+
+
 def _rest(
-    policy: Policy,
-    starts: Sequence[Sequence[int]],
+    stepper: Stepper,
     rows: Tensor,
     kept: Tensor,
     T: int,
@@ -90,15 +142,14 @@ def _rest(
     decoding: Decoding,
     u: Tensor | None,
 ) -> Rollout:
-    """One response to each of R starts, which are a prefix and what is kept.
+    """The rest of R responses, whose prefixes and kept tokens the stepper has; (R, 1, ...).
 
     Args:
         rows: (R,) which of the P * n responses they are; kept: (R,) how many tokens each keeps.
         V: (P, n, tau, d); u: (P * n, T) uniform numbers; both by the steps of whole responses.
     """
     drawn = V.tensor if isinstance(V, Perturbation) else V
-    drawn = None if drawn is None else drawn.flatten(0, 1).to(policy.head_device)
-    stepper = Stepper(policy, starts, 1, int((T - kept).max()))
+    drawn = None if drawn is None else drawn.flatten(0, 1).to(stepper.policy.head_device)
 
     def whole(at: Step) -> tuple[Tensor, Tensor]:
         """Rows among the P * n, and their steps in whole responses; any step once they ended."""

@@ -247,6 +247,6 @@ def moved(state: State, proposal: Proposal, rewards: Tensor, accepted: Tensor) -
 
 
 def chosen(where: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` for the chains (P, n) where it is said so, else `old`; (P, n, ...)."""
-    where = where.to(old.device)
-    return torch.where(where.view(*where.shape, *[1] * (old.ndim - 2)), new, old)
+    """`new` for the chains (P, n) where it is said so, else `old`; (P, n, ...), where `old` is."""
+    where = where.view(*where.shape, *[1] * (old.ndim - 2))
+    return torch.where(where.to(old.device), new.to(old.device), old)

@@ -89,7 +89,7 @@ def test_another_rest_is_that_of_a_response_with_the_same_beginning(often):
     assert (out.tokens != whole.tokens).any(-1).float().mean() > 0.5
 
 
-def test_only_the_rest_runs_through_the_model(often):
+def test_a_prefix_and_kept_tokens_run_once_and_the_rest_step_by_step(often):
     policy = often()
     whole = rollout(policy, prefixes(policy), N, T, V=noise(policy, T))
     steps = []
@@ -98,7 +98,12 @@ def test_only_the_rest_runs_through_the_model(often):
     )
     kept = (whole.lengths - 2).clamp(min=0)
     out = continuation(policy, prefixes(policy), whole, kept, T, V=noise(policy, T))
-    assert len(steps) <= 2 or out.fresh.max() > 2
+    longest = max(map(len, prefixes(policy))), int(kept.max())
+    assert steps[0] == (3, longest[0] - 1) and steps[1] == (18, longest[1] + 1)
+    assert len(steps) == 1 + out.fresh.max() and all(x[1] == 1 for x in steps[2:])
+    steps.clear()
+    continuation(policy, prefixes(policy), whole, 0 * kept, T)
+    assert steps[0] == (3, longest[0])
     steps.clear()
     same = continuation(policy, prefixes(policy), whole, whole.lengths, T)
     handle.remove()
