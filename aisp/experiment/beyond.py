@@ -1,10 +1,10 @@
-"""Notebook 11: with a budget of N samples, which method finds the best response? Rows and protocol.
+"""Notebook 11: with a budget of N samples, which method finds the best response? The protocol.
 
 The protocol, written down before any prompt of a test set was decoded by it:
 
 - Question: does the mean of the perturbation buy anything, once the noise of its update is taken
   out, over sampling at a well-chosen temperature with the same number of samples?
-- Rows: see `rows`. Best-of-n at its tuned temperature; noise only; AISP as published (alpha 0.99,
+- Rows: see `aisp.experiment.contenders`. The first group: best-of-n at its tuned temperature; noise only; AISP as published (alpha 0.99,
   lam 1); alpha 1 with the control variate; the same with U moving at the first third of the steps.
 - Prompts: the built-in test set (32), then SHP and HH-RLHF (32 each), as in notebook 06. Trials use
   the first 8 built-in development prompts and nothing else (12 were planned; the time that the
@@ -19,18 +19,23 @@ The protocol, written down before any prompt of a test set was decoded by it:
   set, 512 samples of it, then the other sets. No result decides what is computed next. What a limit
   of time cut off is left out of the comparison and computed later, under the same settings.
 - Charged: samples, tokens decoded, reward calls and seconds; trials are counted beside them.
-- Primary contrast, one: `PRIMARY`, the variant minus best-of-n at its tuned temperature, by the
+- Primary contrast, one: `contenders.PRIMARY`, the variant minus best-of-n at its tuned temperature, by the
   reward, at 128 samples of the built-in test set. Its 95% interval (bootstrap over prompts, then
   seeds within a prompt) above 0 confirms it; one that contains 0 leaves it undecided, and one below
   0 refutes it.
-- Secondary contrasts: `SECONDARY`, by reward and by judge, and the primary pair by the judge; their
-  p-values are adjusted by Holm within one set and budget. A gain that the judge does not share is
-  called a gain in the reward only.
+- Secondary contrasts: `contenders.SECONDARY`, by reward and by judge, and the primary pair by the judge; their
+  p-values are adjusted by Holm within one group, set and budget. A gain that the judge does not
+  share is called a gain in the reward only.
+- The second group was declared while records of the first were computed, before any of them was
+  looked at, and before any of its own rows decoded a test prompt: RAM beside RAM with an untrained
+  aligner, and MISVO with its two ablations. Its trials are as many, on the same prompts; it has no
+  primary contrast. A row or ablation that takes another row's value is said to in
+  `contenders.CONTENDERS`.
 
     python -m aisp.experiment.beyond tune
     python -m aisp.experiment.beyond run --set builtin --budget 128 --seeds 0,1,2
 
-compute the records in data/results/<profile>/beyond_*.jsonl; what is there is not computed again.
+(with `--groups second` for the second group) compute the records in data/results/<profile>/beyond_*.jsonl; what is there is not computed again.
 """
 
 import argparse
@@ -44,6 +49,7 @@ import torch
 from aisp.checks import choice, whole
 from aisp.experiment import records as experiment
 from aisp.experiment import tables
+from aisp.experiment.contenders import GROUPS, of_groups, rows, trials, tried, tuned
 from aisp.experiment.profiles import PROFILES, records_path
 from aisp.experiment.store.reading import load
 from aisp.policy import Policy, load_policy
@@ -54,28 +60,7 @@ from aisp.rewards.load import load_reward
 if TYPE_CHECKING:
     import pandas as pd
 
-BEST, NOISE, AISP = "best-of-n", "noise only", "AISP"
-VARIATE, STEERED = "control variate", "control variate, first steps"
-ROWS = (BEST, NOISE, AISP, VARIATE, STEERED)
-
-PRIMARY = (STEERED, BEST)
-SECONDARY = (
-    (STEERED, NOISE),
-    (STEERED, AISP),
-    (STEERED, VARIATE),
-    (VARIATE, AISP),
-    (AISP, NOISE),
-    (AISP, BEST),
-    (NOISE, BEST),
-)
-
-# The dial of each method that has trials, and what is tried.
-TRIALS: dict[str, tuple[str, tuple[float, ...]]] = {
-    BEST: ("temperature", (0.5, 0.65, 0.8)),
-    NOISE: ("sigma", (0.35, 0.5, 0.65)),
-    AISP: ("sigma", (0.35, 0.5, 0.65)),
-    STEERED: ("sigma", (0.35, 0.5, 0.65)),
-}
+FIRST = GROUPS["first"]
 DEVELOPMENT = 8  # prompts that the trials use
 
 # Sets of prompts: source, split, offset, as in notebooks/params/cpu*.yaml.
@@ -97,60 +82,6 @@ def size(samples: int, profile: str = "cpu") -> dict[str, int]:
         raise ValueError(f"budget is {samples!r}; known: {', '.join(map(str, BUDGETS))} samples")
     n, kappa = BUDGETS[samples]
     return {"n": n, "kappa": kappa, "max_new_tokens": 48}
-
-
-def rows(budget: dict[str, int], tuned: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """The methods that are compared, as `experiment.run` takes them.
-
-    Args:
-        budget: n, kappa and max_new_tokens, the same for all.
-        tuned: label -> the value of its dial, of the labels of TRIALS.
-    """
-    best, noise, aisp, steered = (tuned[label] for label in TRIALS)
-    calm = {"method": "aisp", "sigma": steered, "alpha": 1.0, "control_variate": True, **budget}
-    first = max(1, budget["max_new_tokens"] // 3)
-    return {
-        BEST: {"method": "best_of_n", "temperature": best, "top_p": 1.0, **budget},
-        NOISE: {"method": "aisp", "sigma": noise, "adapt": False, **budget},
-        AISP: {"method": "aisp", "sigma": aisp, **budget},
-        VARIATE: calm,
-        STEERED: calm | {"steered": first},
-    }
-
-
-def trials(budget: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """The trials, as `experiment.run` takes them: label "ROW, DIAL = VALUE" -> method."""
-    found = {}
-    for label, (dial, values) in TRIALS.items():
-        for value in values:
-            tuned = {x: value if x == label else others[0] for x, (_, others) in TRIALS.items()}
-            found[trial(label, dial, value)] = rows(budget, tuned)[label]
-    return found
-
-
-def trial(label: str, dial: str, value: float) -> str:
-    return f"{label}, {dial} = {value:g}"
-
-
-def tuned(records: "pd.DataFrame") -> dict[str, float]:
-    """The value of each dial whose trial has the highest mean reward, the first of equals.
-
-    Raises:
-        ValueError: trials that are missing, or not of the same prompts.
-    """
-    whole_ones = tables.finished(records)
-    seen = {label: frozenset(of["prompt"]) for label, of in whole_ones.groupby("label")}
-    wanted = {trial(x, dial, v) for x, (dial, values) in TRIALS.items() for v in values}
-    if wanted - set(seen) or len({seen[x] for x in wanted}) > 1:
-        raise ValueError(
-            "the trials are not complete; compute them first: python -m aisp.experiment.beyond tune"
-        )
-    means = whole_ones.groupby("label")["reward"].mean()
-    chosen = {}
-    for label, (dial, values) in TRIALS.items():
-        found = {value: means[trial(label, dial, value)] for value in values}
-        chosen[label] = max(found, key=found.__getitem__)
-    return chosen
 
 
 def development(profile: str = "cpu") -> list[Prompt]:
@@ -190,17 +121,27 @@ def path_of(part: str, profile: str = "cpu", folder: Path | None = None) -> Path
 
 
 def tune(
-    policy: Policy, reward: Reward, profile: str = "cpu", folder: Path | None = None, **options: Any
+    policy: Policy,
+    reward: Reward,
+    profile: str = "cpu",
+    folder: Path | None = None,
+    labels: Sequence[str] = FIRST,
+    **options: Any,
 ) -> dict[str, float]:
-    """Compute the trials that are missing, and choose.
+    """Compute the trials of these rows that are missing, and choose.
 
     Args:
+        labels: of CONTENDERS.
         **options: of `experiment.run`.
     """
     path = path_of("tune", profile, folder)
-    prompts = development(profile)
-    found = experiment.run(path, trials(size(128, profile)), prompts, policy, reward, **options)
-    return tuned(found)
+    prompts, budget = development(profile), size(128, profile)
+    values: dict[str, float] = {}
+    for label in tried(labels):  # in order: a row that takes a value of another one comes after it
+        asked = trials(budget, [label], values)
+        found = experiment.run(path, asked, prompts, policy, reward, **options)
+        values |= tuned(found, [label])
+    return values
 
 
 def run(
@@ -210,7 +151,7 @@ def run(
     reward: Reward,
     *,
     seeds: Sequence[int] = (0,),
-    labels: Sequence[str] = ROWS,
+    labels: Sequence[str] = FIRST,
     profile: str = "cpu",
     folder: Path | None = None,
     **options: Any,
@@ -220,62 +161,20 @@ def run(
     Args:
         which: one of SETS.
         samples: one of BUDGETS.
-        labels: of ROWS.
+        labels: of CONTENDERS.
         **options: of `experiment.run`.
 
     Raises:
         ValueError: an unknown set, budget or row; trials that are not complete.
         FileNotFoundError: no trials, or no file of the set's prompts.
     """
-    for label in labels:
-        choice("a row", label, ROWS)
     prompts = prompts_of(which, profile)
-    chosen = tuned(load(path_of("tune", profile, folder)))
-    methods = {x: m for x, m in rows(size(samples, profile), chosen).items() if x in labels}
+    chosen = tuned(load(path_of("tune", profile, folder)), labels)
+    methods = rows(size(samples, profile), chosen, labels)
     path = path_of(f"{which}_{samples}", profile, folder)
     for seed in seeds:
         found = experiment.run(path, methods, prompts, policy, reward, seeds=[seed], **options)
     return found
-
-
-def trial_table(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Mean reward of every trial, and which values were taken: index rows, columns dial and values."""
-    import pandas as pd
-
-    means, chosen = tables.finished(records).groupby("label")["reward"].mean(), tuned(records)
-    listed = {
-        label: {"dial": dial}
-        | {f"trial {i + 1}": _shown(v, means[trial(label, dial, v)]) for i, v in enumerate(values)}
-        | {"taken": f"{chosen[label]:g}"}
-        for label, (dial, values) in TRIALS.items()
-    }
-    return pd.DataFrame(listed).T
-
-
-def _shown(value: float, mean: float) -> str:
-    return f"{value:g}: {mean:.2f}"
-
-
-def proposals(records: "pd.DataFrame") -> "pd.DataFrame":
-    """What became of the samples themselves: one row per label, means over prompts and seeds.
-
-    Returns:
-        Columns: samples, first and last (mean reward of the first and the last iteration's
-        samples); ESS, last; KL, last (nats), NaN where a method has none.
-    """
-    import pandas as pd
-
-    rows = {}
-    for label, of in tables.finished(records).groupby("label", sort=False):
-        ends = {"first": 0, "last": -1}
-        row = {
-            f"samples, {name}": pd.Series([h["reward_mean"][i] for h in of["history"]]).mean()
-            for name, i in ends.items()
-        }
-        for column, name in {"ess": "ESS, last", "kl": "KL, last (nats)"}.items():
-            row[name] = pd.Series([h[column][-1] for h in of["history"]], dtype=float).mean()
-        rows[label] = row
-    return pd.DataFrame(rows).T
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -285,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", default="builtin", choices=list(SETS))
     parser.add_argument("--budget", type=int, default=128, choices=list(BUDGETS))
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
-    parser.add_argument("--rows", default=";".join(ROWS), help="labels, separated by semicolons")
+    parser.add_argument("--groups", default="first", help=f"of {', '.join(GROUPS)}; first,second")
+    parser.add_argument("--rows", help="labels in place of groups, separated by semicolons")
     parser.add_argument("--batch", type=int, default=8, help="prompts decoded together")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
@@ -293,16 +193,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         seeds = seed_list(given.seeds)
+        labels = (
+            [x.strip() for x in given.rows.split(";")] if given.rows else of_groups(given.groups)
+        )
         if given.threads is not None:
             torch.set_num_threads(whole("threads", given.threads, least=1))
         policy = load_policy("embedded", device=given.device, dtype=given.dtype)
         reward = load_reward("embedded", policy=policy)
         command = f"python -m aisp.experiment.beyond {given.action}"
+        command += f" --rows '{given.rows}'" if given.rows else f" --groups {given.groups}"
         if given.action == "tune":
-            print(tune(policy, reward, batch=given.batch, command=command))
+            print(tune(policy, reward, labels=labels, batch=given.batch, command=command))
             return 0
         command += f" --set {given.set} --budget {given.budget} --seeds {given.seeds}"
-        labels = [x.strip() for x in given.rows.split(";")]
         options = {"batch": given.batch, "command": command}
         records = run(
             given.set, given.budget, policy, reward, seeds=seeds, labels=labels, **options

@@ -113,3 +113,25 @@ def side_by_side(
             kept = rows.set_index("label")[["reward", "response"]].round(2)
             shown.append((str(texts[0]), kept))
     return shown
+
+
+def proposals(records: "pd.DataFrame") -> "pd.DataFrame":
+    """What became of the samples themselves: one row per label, means over prompts and seeds.
+
+    Returns:
+        Columns: samples, first and last (mean reward of the first and the last iteration's
+        samples); ESS, last; KL, last (nats), NaN where a method has none.
+    """
+    import pandas as pd
+
+    rows = {}
+    for label, of in tables.finished(records).groupby("label", sort=False):
+        ends = {"first": 0, "last": -1}
+        row = {
+            f"samples, {name}": pd.Series([h["reward_mean"][i] for h in of["history"]]).mean()
+            for name, i in ends.items()
+        }
+        for column, name in {"ess": "ESS, last", "kl": "KL, last (nats)"}.items():
+            row[name] = pd.Series([h[column][-1] for h in of["history"]], dtype=float).mean()
+        rows[label] = row
+    return pd.DataFrame(rows).T

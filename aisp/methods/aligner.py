@@ -17,6 +17,8 @@ from aisp.checks import whole
 from aisp.loading import load_tensors
 from aisp.policy import Policy, require_same_vocabulary
 
+UNTRAINED = "untrained"  # in the place of an aligner: the policy itself
+
 PREFIX = "base_model.model."  # what peft puts before the names of an adapter's weights in a file
 
 
@@ -26,6 +28,8 @@ def load_aligner(source: Policy | str | Path, policy: Policy) -> Policy:
     Raises:
         ValueError: no adapter there, one that does not fit the policy, or another vocabulary.
     """
+    if source == UNTRAINED:
+        return policy
     if not isinstance(source, Policy):
         if is_embedded(source) and not policy.is_embedded:
             raise ValueError(

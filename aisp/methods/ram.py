@@ -45,8 +45,9 @@ class RAMConfig(IndependentConfig):
 
     Attributes:
         aligner: Q: a `Policy` (read at this policy's prefixes: its template is not used), the
-            folder of LoRA adapters for this policy, or "embedded", those shipped for the embedded
-            policy.
+            folder of LoRA adapters for this policy, "embedded", those shipped for the embedded
+            policy, or "untrained", the policy itself: RAM's control, as P_M P_M, normalized token
+            by token, is sampling at half the temperature without anything learned.
         candidates: m, tokens proposed per step, with replacement.
         kl_limit: take the token from P_M where KL(P_M || Q) of the step, over the whole vocabulary
             at temperature 1, exceeds this many nats; None for no limit.
@@ -65,8 +66,8 @@ class RAMConfig(IndependentConfig):
         super().__post_init__()
         if not isinstance(self.aligner, Policy | str | Path):
             raise ValueError(
-                f"aligner is {self.aligner!r}; pass a Policy, the folder of an adapter, or "
-                "'embedded'"
+                f"aligner is {self.aligner!r}; pass a Policy, the folder of an adapter, "
+                "'embedded' or 'untrained'"
             )
         check_whole(self, "candidates")
         if self.kl_limit is not None:
@@ -138,7 +139,7 @@ def propose_align_reduce(
     first_token = []
 
     def take(at: Step) -> Tensor:
-        p, q = at.logits[0], at.logits[1].to(device)
+        p, q = at.logits[0], at.logits[-1].to(device)
         # A few rows at a time stay in a CPU's cache, where the whole batch would not.
         size = len(p) if p.is_cuda else 16
         parts = (x.split(size) for x in (p, q, noise[at.rows, at.t]))
@@ -151,7 +152,8 @@ def propose_align_reduce(
             first_token.append(time.perf_counter() - began)
         return token
 
-    out = decode([Stepper(p, prefixes, n, T) for p in (policy, aligner)], take)
+    models = [policy] if aligner is policy else [policy, aligner]
+    out = decode([Stepper(p, prefixes, n, T) for p in models], take)
     seconds = time.perf_counter() - began
     tokens = out.lengths.sum(1)
     return out, {

@@ -5,40 +5,75 @@ import pandas as pd
 import pytest
 from tiny import reward
 
-from aisp.experiment import beyond
+from aisp.experiment import beyond, comparisons, contenders
 from aisp.methods import configure
 
-TUNED = {beyond.BEST: 0.8, beyond.NOISE: 0.35, beyond.AISP: 0.5, beyond.STEERED: 0.65}
+TUNED = {
+    contenders.BEST: 0.8,
+    contenders.NOISE: 0.35,
+    contenders.AISP: 0.5,
+    contenders.STEERED: 0.65,
+}
+
+
+def described(rows):
+    return {x: configure(**m).describe() for x, m in rows.items()}
 
 
 def test_rows_share_their_budget_and_differ_in_what_they_are_named_for():
     for samples in beyond.BUDGETS:
-        budget = beyond.size(samples)
-        rows = beyond.rows(budget, TUNED)
-        configs = {x: configure(**m).describe() for x, m in rows.items()}
-        assert tuple(rows) == beyond.ROWS
+        configs = described(contenders.rows(beyond.size(samples), TUNED))
+        assert tuple(configs) == contenders.GROUPS["first"]
         for config in configs.values():
             assert config["n"] * config["kappa"] == samples and config["max_new_tokens"] == 48
-        assert configs[beyond.BEST]["temperature"] == 0.8 and configs[beyond.BEST]["top_p"] == 1
-        assert configs[beyond.NOISE]["adapt"] is False and configs[beyond.NOISE]["sigma"] == 0.35
-        published, steered = configs[beyond.AISP], configs[beyond.STEERED]
+        best, published = configs[contenders.BEST], configs[contenders.AISP]
+        steered = configs[contenders.STEERED]
+        assert best["temperature"] == 0.8 and best["top_p"] == 1
+        assert configs[contenders.NOISE]["adapt"] is False
+        assert configs[contenders.NOISE]["sigma"] == 0.35
         assert (published["sigma"], published["lam"], published["alpha"]) == (0.5, 1.0, 0.99)
         assert not published["control_variate"] and published["steered"] is None
         assert steered["alpha"] == 1 and steered["control_variate"] and steered["steered"] == 16
-        assert configs[beyond.VARIATE] == steered | {"steered": None}
+        assert configs[contenders.VARIATE] == steered | {"steered": None}
         assert steered["sigma"] == 0.65
     with pytest.raises(ValueError, match="budget is 100; known: 128, 512, 1024"):
         beyond.size(100)
 
 
+def test_a_row_without_trials_takes_the_value_of_the_row_that_it_names():
+    tuned = {x: of.tried[1] for x, of in contenders.CONTENDERS.items() if of.tried}
+    configs = described(contenders.rows(beyond.size(128), tuned))
+    assert set(configs) == set(contenders.CONTENDERS)
+    published = configs[contenders.MISVO]
+    assert published["step_size"] == 0.3 and published["temperature"] == 1
+    assert configs[contenders.MISVO_TEMPERED] == published | {"temperature": 0.65}
+    assert configs[contenders.MISVO_FREE] == published | {"regularization": "none"}
+    assert configs[contenders.MISVO_KL] == published | {"regularization": "kl"}
+    ours, control = configs[contenders.RAM], configs[contenders.UNTRAINED]
+    assert control == ours | {"aligner": "untrained"} and ours["kl_limit"] is None
+    assert contenders.of_groups("first, second") == list(contenders.CONTENDERS)
+    with pytest.raises(ValueError, match="a group is 'third'; known: first, second"):
+        contenders.of_groups("third")
+    with pytest.raises(ValueError, match="a row is 'KAD'; known: best-of-n"):
+        contenders.rows(beyond.size(128), tuned, ["KAD"])
+
+
+def test_every_contrast_is_of_rows_of_its_group_or_the_first():
+    for group, pairs in contenders.SECONDARY.items():
+        known = {*contenders.GROUPS["first"], *contenders.GROUPS[group]}
+        assert len(set(pairs)) == len(pairs) and {x for pair in pairs for x in pair} <= known
+        assert contenders.PRIMARY not in pairs
+
+
 def test_every_method_has_as_many_trials_and_only_its_own_dial_moves():
-    assert len({len(values) for _, values in beyond.TRIALS.values()}) == 1
-    trials = {x: configure(**m).describe() for x, m in beyond.trials(beyond.size(128)).items()}
-    assert len(trials) == sum(len(values) for _, values in beyond.TRIALS.values())
-    for label, (dial, values) in beyond.TRIALS.items():
-        own = [trials[beyond.trial(label, dial, v)] for v in values]
-        assert [c[dial] for c in own] == list(values)
-        others = [{k: v for k, v in c.items() if k != dial} for c in own]
+    tuned = {x: of.tried[0] for x, of in contenders.CONTENDERS.items() if of.tried}
+    assert len({len(of.tried) for of in contenders.CONTENDERS.values() if of.tried}) == 1
+    trials = described(contenders.trials(beyond.size(128), contenders.CONTENDERS, tuned))
+    assert len(trials) == 3 * len(tuned)
+    for label, of in contenders.tried(contenders.CONTENDERS).items():
+        own = [trials[contenders.trial(label, v)] for v in of.tried]
+        assert [c[of.dial] for c in own] == list(of.tried)
+        others = [{k: v for k, v in c.items() if k != of.dial} for c in own]
         assert all(other == others[0] for other in others)
 
 
@@ -59,21 +94,22 @@ def made_up(means, prompts=("p0", "p1")):
 
 
 def trial_means():
-    names = [beyond.trial(x, dial, v) for x, (dial, vs) in beyond.TRIALS.items() for v in vs]
+    rows = contenders.tried(beyond.FIRST)
+    names = [contenders.trial(x, v) for x, of in rows.items() for v in of.tried]
     return dict.fromkeys(names, 0.0)
 
 
 def test_the_highest_mean_is_taken_and_the_first_of_equals():
     means = trial_means() | {"noise only, sigma = 0.65": 2.0, "AISP, sigma = 0.5": 0.1}
     records = made_up(means)
-    assert beyond.tuned(records) == {
-        beyond.BEST: 0.5,
-        beyond.NOISE: 0.65,
-        beyond.AISP: 0.5,
-        beyond.STEERED: 0.35,
+    assert contenders.tuned(records, beyond.FIRST) == {
+        contenders.BEST: 0.5,
+        contenders.NOISE: 0.65,
+        contenders.AISP: 0.5,
+        contenders.STEERED: 0.35,
     }
-    table = beyond.trial_table(records)
-    assert table.loc[beyond.NOISE].tolist() == [
+    table = contenders.trial_table(records, beyond.FIRST)
+    assert table.loc[contenders.NOISE].tolist() == [
         "sigma",
         "0.35: 0.50",
         "0.5: 0.50",
@@ -82,7 +118,7 @@ def test_the_highest_mean_is_taken_and_the_first_of_equals():
     ]
     for missing in (records[records["label"] != "AISP, sigma = 0.5"], records.drop(index=3)):
         with pytest.raises(ValueError, match=r"trials are not complete.*beyond tune"):
-            beyond.tuned(missing)
+            contenders.tuned(missing, beyond.FIRST)
 
 
 def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
@@ -90,25 +126,27 @@ def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match="there are no records"):
         beyond.run("builtin", 128, policy, reward, **own)
     chosen = beyond.tune(policy, reward, **own)
-    assert set(chosen) == set(beyond.TRIALS)
-    few = beyond.run("builtin", 128, policy, reward, labels=[beyond.BEST, beyond.STEERED], **own)
+    assert set(chosen) == set(contenders.tried(beyond.FIRST))
+    few = beyond.run(
+        "builtin", 128, policy, reward, labels=[contenders.BEST, contenders.STEERED], **own
+    )
     assert len(few) == 4
     path = tmp_path / "beyond_builtin_128.jsonl"
     content = path.read_bytes()
     records = beyond.run("builtin", 128, policy, reward, seeds=[0, 1], **own)
     assert path.read_bytes().startswith(content)  # computed on, not anew
     assert records.groupby(["label", "seed"]).size().eq(2).all() and len(records) == 20
-    steered = records[records["label"] == beyond.STEERED]["config"].iloc[0]
-    assert steered["steered"] == 4 and steered["sigma"] == chosen[beyond.STEERED]
+    steered = records[records["label"] == contenders.STEERED]["config"].iloc[0]
+    assert steered["steered"] == 4 and steered["sigma"] == chosen[contenders.STEERED]
     with pytest.raises(ValueError, match="a row is 'KAD'; known: best-of-n"):
         beyond.run("builtin", 128, policy, reward, labels=["KAD"], **own)
-    table = beyond.proposals(records)
+    table = comparisons.proposals(records)
     assert list(table.index) == list(records["label"].unique())
-    ours = records[records["label"] == beyond.AISP]["history"]
+    ours = records[records["label"] == contenders.AISP]["history"]
     expected = np.mean([h["reward_mean"][-1] for h in ours])
-    assert table.loc[beyond.AISP, "samples, last"] == pytest.approx(expected)
-    assert np.isnan(table.loc[beyond.BEST, "KL, last (nats)"])
-    assert table.loc[beyond.NOISE, "KL, last (nats)"] == 0
+    assert table.loc[contenders.AISP, "samples, last"] == pytest.approx(expected)
+    assert np.isnan(table.loc[contenders.BEST, "KL, last (nats)"])
+    assert table.loc[contenders.NOISE, "KL, last (nats)"] == 0
 
 
 @pytest.mark.parametrize(

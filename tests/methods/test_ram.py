@@ -83,6 +83,21 @@ def test_the_token_law_equals_enumeration_over_all_candidates(tiny, m):
         assert p_value(tokens, proposal * q) < 1e-6
 
 
+def test_an_untrained_aligner_is_sampling_at_half_the_temperature(tiny):
+    policy = tiny()
+    decoding = dict(temperature=1.0, top_k=6, top_p=1.0)
+    p = law(logits(policy, policy.prefix("Hi"))[0, -1:], Decoding(**decoding))[0].double()
+    tokens = first_tokens(policy, policy, 5_000, candidates=1_000, kl_limit=None, **decoding)
+    assert p_value(tokens, p * p) > 1e-3
+    assert p_value(tokens, p) < 1e-3
+    one = aisp.align("Hi", policy, reward, "ram", aligner="untrained", **SMALL)
+    twin = aisp.Policy(policy.model, policy.tokenizer, name="twin")  # both models are run
+    two = aisp.align("Hi", policy, reward, "ram", aligner=twin, **SMALL)
+    assert one.candidates["response"].tolist() == two.candidates["response"].tolist()
+    assert (one.history["kl_step"].abs() < 1e-6).all()
+    assert one.config.describe()["aligner"] == "untrained"
+
+
 def test_the_safeguard_takes_the_policys_token_where_the_divergence_is_high(tiny):
     g = torch.Generator().manual_seed(0)
     p = torch.randn(40, 258, generator=g)

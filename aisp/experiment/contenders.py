@@ -1,0 +1,198 @@
+"""What notebook 11 compares: rows, the dial of each with what is tried, and the declared contrasts.
+
+`aisp.experiment.beyond` has the protocol, and runs these.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aisp.checks import choice
+from aisp.experiment import tables
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BEST, NOISE, AISP = "best-of-n", "noise only", "AISP"
+VARIATE, STEERED = "control variate", "control variate, first steps"
+RAM, UNTRAINED = "RAM", "RAM, untrained aligner"
+MISVO, MISVO_TEMPERED = "MISVO", "MISVO at best-of-n's temperature"
+MISVO_KL, MISVO_FREE = "MISVO, plain KL", "MISVO, no regularization"
+
+
+class Contender(NamedTuple):
+    """A row of the comparison.
+
+    Attributes:
+        method: as `experiment.run` takes it, without budget and dial.
+        dial: the parameter that is tuned.
+        tried: its values in the trials; () takes the value of `like`.
+        like: the row whose tuned value this one has, where it has no trials of its own.
+        steered: move the mean at the first third of the steps only.
+        also: a parameter that takes the tuned value of another row: name, row.
+    """
+
+    method: dict[str, Any]
+    dial: str
+    tried: tuple[float, ...] = ()
+    like: str | None = None
+    steered: bool = False
+    also: tuple[str, str] | None = None
+
+
+_CALM = {"method": "aisp", "alpha": 1.0, "control_variate": True}
+_SIGMA = ("sigma", (0.35, 0.5, 0.65))
+_RAM = {"method": "ram", "kl_limit": None}
+_RAM_DIAL = ("temperature", (0.65, 0.8, 1.0))
+_STEPS = ("step_size", (0.1, 0.3, 1.0))
+
+CONTENDERS: dict[str, Contender] = {
+    BEST: Contender({"method": "best_of_n", "top_p": 1.0}, "temperature", (0.5, 0.65, 0.8)),
+    NOISE: Contender({"method": "aisp", "adapt": False}, *_SIGMA),
+    AISP: Contender({"method": "aisp"}, *_SIGMA),
+    VARIATE: Contender(_CALM, "sigma", like=STEERED),
+    STEERED: Contender(_CALM, *_SIGMA, steered=True),
+    RAM: Contender(_RAM | {"aligner": "embedded"}, *_RAM_DIAL),
+    UNTRAINED: Contender(_RAM | {"aligner": "untrained"}, *_RAM_DIAL),
+    MISVO: Contender({"method": "misvo"}, *_STEPS),
+    MISVO_TEMPERED: Contender({"method": "misvo"}, *_STEPS, also=("temperature", BEST)),
+    MISVO_KL: Contender({"method": "misvo", "regularization": "kl"}, "step_size", like=MISVO),
+    MISVO_FREE: Contender({"method": "misvo", "regularization": "none"}, "step_size", like=MISVO),
+}
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "first": (BEST, NOISE, AISP, VARIATE, STEERED),
+    "second": (RAM, UNTRAINED, MISVO, MISVO_TEMPERED, MISVO_KL, MISVO_FREE),
+}
+
+PRIMARY = (STEERED, BEST)
+SECONDARY: dict[str, tuple[tuple[str, str], ...]] = {
+    "first": (
+        (STEERED, NOISE),
+        (STEERED, AISP),
+        (STEERED, VARIATE),
+        (VARIATE, AISP),
+        (AISP, NOISE),
+        (AISP, BEST),
+        (NOISE, BEST),
+    ),
+    "second": (
+        *((row, against) for row in GROUPS["second"] for against in (BEST, STEERED)),
+        (RAM, UNTRAINED),
+        (MISVO, AISP),
+        (MISVO, MISVO_KL),
+        (MISVO, MISVO_FREE),
+    ),
+}
+
+
+def of_groups(groups: str | Iterable[str]) -> list[str]:
+    """The rows of one of GROUPS, or of several, such as "first,second".
+
+    Raises:
+        ValueError: an unknown group.
+    """
+    listed = groups.split(",") if isinstance(groups, str) else list(groups)
+    return [row for x in listed for row in GROUPS[choice("a group", x.strip(), list(GROUPS))]]
+
+
+def rows(
+    budget: dict[str, int], tuned: dict[str, float], labels: Sequence[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The methods that are compared, as `experiment.run` takes them.
+
+    Args:
+        budget: n, kappa and max_new_tokens, the same for all.
+        tuned: label -> the value of its dial.
+        labels: of CONTENDERS; None takes those whose values are in `tuned`.
+    """
+    if labels is None:
+        labels = [x for x in CONTENDERS if set(needs(x)) <= set(tuned)]
+    return {
+        x: _row(CONTENDERS[choice("a row", x, list(CONTENDERS))], x, budget, tuned) for x in labels
+    }
+
+
+def _row(
+    of: Contender, label: str, budget: dict[str, int], tuned: dict[str, float]
+) -> dict[str, Any]:
+    method = of.method | {of.dial: tuned[of.like or label]} | budget
+    if of.also:
+        method[of.also[0]] = tuned[of.also[1]]
+    if of.steered:
+        method["steered"] = max(1, budget["max_new_tokens"] // 3)
+    return method
+
+
+def needs(label: str) -> list[str]:
+    """The rows whose trials decide a row's parameters."""
+    of = CONTENDERS[choice("a row", label, list(CONTENDERS))]
+    return [of.like or label] + ([of.also[1]] if of.also else [])
+
+
+def tried(labels: Iterable[str]) -> dict[str, Contender]:
+    """The rows with trials of their own that these need, in the order of CONTENDERS."""
+    wanted = {x for label in labels for x in needs(label)}
+    return {x: of for x, of in CONTENDERS.items() if x in wanted}
+
+
+def trials(
+    budget: dict[str, int], labels: Iterable[str], tuned: dict[str, float]
+) -> dict[str, dict[str, Any]]:
+    """The trials of these rows, as `experiment.run` takes them: label "ROW, DIAL = VALUE" -> method.
+
+    Args:
+        tuned: values of the rows whose value one of these takes `also`.
+    """
+    return {
+        trial(label, value): _row(of, label, budget, tuned | {label: value})
+        for label, of in tried(labels).items()
+        for value in of.tried
+    }
+
+
+def trial(label: str, value: float) -> str:
+    return f"{label}, {CONTENDERS[label].dial} = {value:g}"
+
+
+def tuned(records: "pd.DataFrame", labels: Iterable[str]) -> dict[str, float]:
+    """The value of each dial whose trial has the highest mean reward, the first of equals.
+
+    Args:
+        records: of the trials.
+        labels: the rows whose trials are needed.
+
+    Raises:
+        ValueError: trials that are missing, or not of the same prompts.
+    """
+    whole = tables.finished(records)
+    seen = {label: frozenset(of["prompt"]) for label, of in whole.groupby("label")}
+    asked = tried(labels)
+    wanted = {trial(x, value) for x, of in asked.items() for value in of.tried}
+    if wanted - set(seen) or len({seen[x] for x in wanted}) > 1:
+        raise ValueError(
+            "the trials are not complete; compute them first: python -m aisp.experiment.beyond tune"
+        )
+    means = whole.groupby("label")["reward"].mean()
+    chosen = {}
+    for label, of in asked.items():
+        found = {value: means[trial(label, value)] for value in of.tried}
+        chosen[label] = max(found, key=found.__getitem__)
+    return chosen
+
+
+def trial_table(records: "pd.DataFrame", labels: Iterable[str]) -> "pd.DataFrame":
+    """Mean reward of every trial, and which values were taken: index rows, columns dial and values."""
+    import pandas as pd
+
+    labels = list(labels)
+    means, chosen = (
+        tables.finished(records).groupby("label")["reward"].mean(),
+        tuned(records, labels),
+    )
+    listed = {}
+    for label, of in tried(labels).items():
+        shown = [f"{value:g}: {means[trial(label, value)]:.2f}" for value in of.tried]
+        listed[label] = {"dial": of.dial}
+        listed[label] |= {f"trial {i + 1}": text for i, text in enumerate(shown)}
+        listed[label]["taken"] = f"{chosen[label]:g}"
+    return pd.DataFrame(listed).T
