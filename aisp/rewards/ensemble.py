@@ -19,7 +19,7 @@ from torch import Tensor
 from aisp.assets import trained_part
 from aisp.loading import load_tensors
 from aisp.policy import Policy
-from aisp.rewards.head import Head, features
+from aisp.rewards.head import EmbeddedReward
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,36 +66,38 @@ class Ensemble:
 
 
 class EmbeddedEnsemble:
-    """The embedded reward with its refits, all from one pass of the model over the responses."""
+    """The embedded reward with its refits, all from one pass of the model over the responses.
 
-    def __init__(self, policy: Policy, head: Head, ensemble: Ensemble, batch_tokens: int = 4096):
+    Attributes:
+        reward: the reward itself; its policy is the one whose features are read.
+        ensemble: the refits.
+        files: the weights of both.
+    """
+
+    def __init__(self, reward: EmbeddedReward, ensemble: Ensemble, files: tuple[Path, ...] = ()):
         """
         Raises:
-            ValueError: an ensemble of other features than the head's.
+            ValueError: an ensemble of other features than the reward's.
         """
+        head = reward.head
         if (head.layer, head.pooling) != (ensemble.layer, ensemble.pooling):
             raise ValueError(
                 f"the head reads layer {head.layer} ({head.pooling}) and the ensemble layer "
                 f"{ensemble.layer} ({ensemble.pooling}); fit the ensemble to this head again"
             )
-        self.policy, self.head, self.ensemble = policy, head, ensemble
-        self.batch_tokens = batch_tokens
+        self.reward, self.ensemble, self.files = reward, ensemble, files
 
     @classmethod
     def load(cls, policy: Policy) -> "EmbeddedEnsemble":
         """Those shipped with the package, on the embedded policy."""
-        head = Head.load(trained_part("preference head"))
-        return cls(policy, head, Ensemble.load(trained_part("reward ensemble")))
+        reward, path = EmbeddedReward.load(policy), trained_part("reward ensemble")
+        return cls(reward, Ensemble.load(path), (*reward.files, path))
+
+    @property
+    def policy(self) -> Policy:
+        return self.reward.policy
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
         """The reward of N pairs, and then that of each refit: (N, 1 + K) float64 on the CPU."""
-        f = features(
-            self.policy,
-            prompts,
-            responses,
-            layers=[self.head.layer],
-            poolings=[self.head.pooling],
-            batch_tokens=self.batch_tokens,
-        )[:, 0, 0]
-        reward = (f.double() @ self.head.w.double() - self.head.center) / self.head.scale
-        return torch.cat([reward[:, None], self.ensemble.rewards(f)], 1)
+        f = self.reward.features(prompts, responses)
+        return torch.cat([self.reward.head.rewards(f)[:, None], self.ensemble.rewards(f)], 1)

@@ -21,7 +21,7 @@ from aisp.preference_data import Pair, hh_pairs
 from aisp.prompts import load_prompts
 from aisp.provenance import data_path, replacing
 from aisp.rewards.ensemble import Ensemble
-from aisp.rewards.head import Head, features
+from aisp.rewards.head import EmbeddedReward, Head
 from aisp.training.preference_head import fit, pair_features, row_of, samples
 
 
@@ -90,16 +90,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     f = pair_features(policy, pairs, [head.layer], poolings=[head.pooling])[:, :, 0, 0]
     fitted = torch.tensor([row_of(p) < args.held_out_from for p in pairs])
     groups = [conversation(p) for p, used in zip(pairs, fitted.tolist(), strict=True) if used]
-    w, left_out = refits(*f[:, fitted], groups, k=args.members, c=c, seed=args.seed)
+    ours, held = f[:, fitted], f[:, ~fitted]
+    w, left_out = refits(ours[0], ours[1], groups, k=args.members, c=c, seed=args.seed)
 
-    dev = load_prompts("builtin", split="dev")
-    read = {"layers": [head.layer], "poolings": [head.pooling]}
-    sampled = features(policy, *samples(policy, dev, args.seed), **read)[:, 0, 0]
+    drawn = samples(policy, load_prompts("builtin", split="dev"), args.seed)
+    sampled = EmbeddedReward(policy, head).features(*drawn)
     centers = (sampled.double() @ w.double().T).mean(0)
     ensemble = Ensemble(w, centers, head.scale, head.layer, head.pooling)
 
-    gaps = f[0] - f[1]
-    ours, held = gaps[fitted], gaps[~fitted]
+    ours, held = ours[0] - ours[1], held[0] - held[1]
     spread = ensemble.rewards(sampled).std(1)
     report = {
         "members": len(w),

@@ -8,7 +8,7 @@ import torch
 import aisp
 from aisp.provenance import data_path
 from aisp.rewards.ensemble import EmbeddedEnsemble, Ensemble
-from aisp.rewards.head import Head, features
+from aisp.rewards.head import EmbeddedReward, Head, features
 
 PROMPTS = ["Hi", "How do I learn to cook?"]
 REPLIES = ["Hello there, how can I help?", "Buy a pan."]
@@ -21,13 +21,13 @@ def random_ensemble(d, seed=0, **changes):
 
 
 def test_the_first_column_is_the_reward_and_the_others_are_the_refits(embedded, monkeypatch):
-    reward, ensemble = aisp.load_reward("embedded", policy=embedded), random_ensemble(embedded.d)
-    head = Head(reward.head.w, 0.5, 2.0, 3, "mean")
+    trained, ensemble = aisp.load_reward("embedded", policy=embedded), random_ensemble(embedded.d)
+    head = Head(trained.head.w, 0.5, 2.0, 3, "mean")
     passes = []
     monkeypatch.setattr(
-        "aisp.rewards.ensemble.features", lambda *a, **k: passes.append(1) or features(*a, **k)
+        "aisp.rewards.head.features", lambda *a, **k: passes.append(1) or features(*a, **k)
     )
-    found = EmbeddedEnsemble(embedded, head, ensemble).score(PROMPTS, REPLIES)
+    found = EmbeddedEnsemble(EmbeddedReward(embedded, head), ensemble).score(PROMPTS, REPLIES)
     assert found.shape == (2, 4) and found.dtype == torch.float64 and len(passes) == 1
     f = features(embedded, PROMPTS, REPLIES, layers=[3], poolings=["mean"])[:, 0, 0].double()
     torch.testing.assert_close(found[:, 0], (f @ head.w.double() - 0.5) / 2)
@@ -44,7 +44,7 @@ def test_an_ensemble_survives_saving_and_must_fit_its_head(embedded, tmp_path):
     assert (again.scale, again.layer, again.pooling) == (2.0, 3, "mean")
     head = Head(torch.zeros(embedded.d), 0.0, 1.0, 15, "mean")
     with pytest.raises(ValueError, match=r"reads layer 15 \(mean\) and the ensemble layer 3"):
-        EmbeddedEnsemble(embedded, head, again)
+        EmbeddedEnsemble(EmbeddedReward(embedded, head), again)
     head.save(path)
     with pytest.raises(ValueError, match="holds no reward ensemble"):
         Ensemble.load(path)
@@ -55,7 +55,8 @@ def test_the_shipped_ensemble_is_small_near_its_head_and_as_its_card_says(embedd
     assert path.stat().st_size < 50_000
     report = json.loads(path.with_suffix(".json").read_text())
     ours = EmbeddedEnsemble.load(embedded)
-    head, ensemble = ours.head, ours.ensemble
+    head, ensemble = ours.reward.head, ours.ensemble
+    assert [file.name for file in ours.files] == ["head.safetensors", "ensemble.safetensors"]
     assert ensemble.w.shape == (report["members"], embedded.d) and ensemble.scale == head.scale
     along = torch.nn.functional.cosine_similarity(ensemble.w, head.w[None])
     assert (along > 0.6).all() and (along < 0.999).all(), "refits: like the head, and not the head"

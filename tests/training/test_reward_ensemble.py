@@ -59,7 +59,9 @@ def test_what_was_left_out_of_a_sample_did_not_decide_its_fit():
         changed = torch.where(out[:, None], -9.0, chosen)
         moved, same = refits(changed, rejected, range(60), k=3, c=1.0, seed=1)
         assert torch.equal(same, left_out)
-        assert [torch.equal(a, b) for a, b in zip(moved, w, strict=True)] == [i == j for j in range(3)]
+        assert [torch.equal(a, b) for a, b in zip(moved, w, strict=True)] == [
+            i == j for j in range(3)
+        ]
 
 
 def test_accuracies_and_conversations():
