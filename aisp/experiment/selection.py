@@ -7,14 +7,17 @@ adaptive search, it is the first n. A rule over-optimizes the reward where its j
 while its reward rises.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from aisp.experiment.pool import Candidates
+from aisp.experiment.measures import computed_once
+from aisp.experiment.pool import Candidates, read
 from aisp.intervals import Nested, nested_bootstrap
 from aisp.metrics import selection
 
@@ -124,6 +127,19 @@ def curves(
     return pd.DataFrame(rows, columns=columns)
 
 
+def stored_curves(path: Path, rules: Mapping[str, Rule] = RULES) -> "pd.DataFrame":
+    """`curves` of a pool, kept in NAME.curves.csv beside it, and read from there the next time.
+
+    Raises:
+        FileNotFoundError: no pool.
+    """
+    runs, note = read(path), json.loads(path.with_name(path.name + ".json").read_text())
+    orders = {label: of["exchangeable"] for label, of in note["labels"].items()}
+    made = {"rules": {name: rule._asdict() for name, rule in rules.items()}, "any order": orders}
+    compute = partial(curves, runs, orders, rules)
+    return computed_once(path.with_suffix(".curves.csv"), [path], compute, **made)
+
+
 def means(curves: "pd.DataFrame") -> "pd.DataFrame":
     """Means over prompts of the prompts' means over seeds, by label, rule and samples, in order."""
     names = ["label", "rule", "samples"]
@@ -146,8 +162,11 @@ def table(curves: "pd.DataFrame", label: str, samples: int) -> "pd.DataFrame":
 
     rows = curves[(curves["label"] == label) & (curves["samples"] == samples)]
     if rows.empty:
-        known = curves.groupby("label")["samples"].unique().map(list).to_dict()
-        raise ValueError(f"no rows of {label!r} at {samples} samples; there are: {known}")
+        own = curves[curves["label"] == label]
+        raise ValueError(
+            f"no rows of {label!r} at {samples} samples; there are labels "
+            f"{', '.join(curves['label'].unique())}, and of this one {own['samples'].unique().tolist()}"
+        )
     by_run = rows.set_index(["rule", "prompt", "seed"])[["reward", "judged"]]
     best, cells = by_run.loc[BEST], {}
     for rule in rows["rule"].unique():

@@ -54,7 +54,8 @@ def selection(
             if rule == rules[0]:
                 _band(ax, own[own["rule"] == rule], look.color, draws)
                 _counts(ax, line)
-        ax.set(title=f"candidates of {label}", xlabel="expected reward")
+        ax.set_title(f"candidates of {label}", loc="left")
+        ax.set_xlabel("expected reward")
     axes[0, 0].set_ylabel("expected score of the judge")
     lines = {x.get_label(): x for ax in axes[0] for x in ax.lines if x.get_label() in looking}
     prompts = curves["prompt"].nunique()
@@ -75,10 +76,6 @@ def _band(ax: "Axes", curves: "pd.DataFrame", color: str, draws: int) -> None:
 def _counts(ax: "Axes", line: "pd.DataFrame") -> None:
     """The number of samples at a few marks of a line."""
     for row in line.iloc[:: max(1, len(line) // 4)].itertuples():
-        where: dict[str, Any] = {
-            "textcoords": "offset points",
-            "xytext": (4, -9),
-            "fontsize": 6,
-            "color": "gray",
-        }
+        where: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, -12)}
+        where |= {"fontsize": 6, "color": "gray", "ha": "center"}
         ax.annotate(f"n = {row.samples}", (row.reward, row.judged), **where)
