@@ -59,12 +59,16 @@ def probabilities(
 
     Args:
         rewards: (S,); members: (S, K), the rewards by refits.
-        any_order: whether the candidates are exchangeable; False takes the first n.
+        any_order: whether the candidates are exchangeable; False takes the first n. (The mean that the
+            ensemble's members are brought to is over all candidates, or over the first n.)
 
     Returns:
         (S,) float64; None where the pool is too small for best-of-Poisson, which is also left out
         of searches whose candidates have an order.
     """
+    S = len(rewards)
+    if not any_order:
+        rewards, members = rewards[:n], members[:n]
     scores = rewards if rule.k is None else selection.pessimistic(members, rule.k)
     choose = partial(selection.best_of_n, n=n)
     if rule.lam is not None:
@@ -74,7 +78,7 @@ def probabilities(
     if not any_order:
         if rule.poisson:
             return None
-        return torch.nn.functional.pad(choose(scores[:n]), (0, len(scores) - n))
+        return torch.nn.functional.pad(choose(scores), (0, S - n))
     if rule.poisson:
         try:
             return selection.best_of_poisson(scores, n)

@@ -122,6 +122,9 @@ def pessimism(rewards: Tensor, beta: float) -> Tensor:
 def pessimistic(members: Tensor, k: float) -> Tensor:
     """The mean of an ensemble's rewards minus k times their standard deviation.
 
+    Pairs of responses to one prompt say nothing of a reward's mean over them, in which refits differ
+    and which decides no choice: so each member's mean over the candidates is set to that of all.
+
     Args:
         members: (..., N, K) rewards of each candidate by each member.
         k: >= 0.
@@ -130,7 +133,9 @@ def pessimistic(members: Tensor, k: float) -> Tensor:
         (..., N).
     """
     members = _checked(members)
-    return members.mean(-1) - real("k", k, least=0) * members.std(-1)
+    own = members.mean(-2, keepdim=True)
+    centered = members - own + own.mean(-1, keepdim=True)
+    return centered.mean(-1) - real("k", k, least=0) * centered.std(-1)
 
 
 def over_subsets(

@@ -36,8 +36,8 @@ def candidates(label="A", prompt="p0", seed=0, S=6, K=3, n=2):
     )
 
 
-def returned(name, run, subset):
-    """Expected reward and judge's score of one rule on some candidates, in plain numpy."""
+def returned(name, run, subset, seen):
+    """Expected reward and judge's score of one rule on some candidates; `seen` center the ensemble's members."""
     r = run.reward[list(subset)]
     if name == "soft":
         p = np.exp(r / 0.5) / np.exp(r / 0.5).sum()
@@ -48,9 +48,10 @@ def returned(name, run, subset):
             low, high = (c, high) if (np.maximum(0, r - c) / 0.2).mean() > 1 else (low, c)
         p = np.maximum(0, r - c) / 0.2 / len(r)
     else:
-        members = run.members[list(subset)]
+        members = run.members - run.members[list(seen)].mean(0)
+        members = members[list(subset)]
         score = members.mean(1) - 2 * members.std(1, ddof=1) if name == "ensemble" else r
-        p = score == score.max()
+        p = (score == score.max()) / (score == score.max()).sum()
     return p @ r, p @ run.judged[list(subset)]
 
 
@@ -63,8 +64,9 @@ def test_curves_are_means_over_subsets_or_the_first_n(any_order):
     for name in ("best-of-n", "soft", "pessimism", "ensemble"):
         for n in (1, 2, 4, 6):
             subsets = list(combinations(range(6), n)) if any_order else [range(n)]
-            exact = np.mean([returned(name, run, s) for s in subsets], axis=0)
-            values = np.std([returned(name, run, s) for s in subsets], axis=0)
+            seen = range(6) if any_order else range(n)
+            of_subsets = [returned(name, run, s, seen) for s in subsets]
+            exact, values = np.mean(of_subsets, axis=0), np.std(of_subsets, axis=0)
             sampled = any_order and name in ("soft", "pessimism") and n not in (1, 6)
             bound = 4 * values / 16**0.5 if sampled else np.full(2, 1e-9)
             row = found.loc[(name, n)]

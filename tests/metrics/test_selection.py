@@ -148,9 +148,14 @@ def test_expected_values_and_draws_follow_the_probabilities():
 
 
 def test_an_ensemble_that_disagrees_lowers_a_reward():
-    members = torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 4.0]])
-    assert selection.pessimistic(members, 0).tolist() == [1.0, 2.0]
-    assert selection.pessimistic(members, 1.5).tolist() == [1.0, -1.0]
+    members = torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 4.0], [2.0, 0.0, -2.0]])
+    assert selection.pessimistic(members, 0).tolist() == [1.0, 2.0, 0.0]
+    assert selection.pessimistic(members, 1.5).tolist() == [1.0, -1.0, -3.0]  # spreads 0, 2, 2
+    shifted = members + torch.tensor([5.0, -7.0, 2.0])  # what no pair of responses can tell
+    torch.testing.assert_close(
+        selection.pessimistic(torch.stack([shifted, members]), 1.5),
+        selection.pessimistic(torch.stack([members, members]), 1.5),
+    )
 
 
 @pytest.mark.parametrize(
