@@ -35,7 +35,8 @@ class Alignment:
         candidates: one row per response: iteration, sample, response, reward, log_weight (the
             normalized log importance weight within its iteration; NaN for methods without one).
         history: one row per iteration: iteration, reward_mean, reward_std, reward_max, reward_best
-            (so far), ess, kl (of the proposal that was drawn from, in nats), tokens, seconds (wall
+            (so far), ess, kl (of the proposal that was drawn from, in nats), tokens (decoded in the
+            iteration; those kept from earlier responses are not counted), seconds (wall
             clock of the iteration, divided equally among the prompts decoded in one batch; of
             iterations that were decoded together, the first one has the time of decoding), and
             what a method adds, such as reward_calls.
@@ -202,7 +203,7 @@ class _Run:
                 "reward_best": state.best[row].reward,
                 "ess": info.ess[row].item(),
                 "kl": info.kl[row].item(),
-                "tokens": int(info.rollout.lengths[row].sum()),
+                "tokens": int(info.rollout.decoded[row].sum()),
                 "seconds": seconds,
                 **{name: values[row] for name, values in info.columns.items()},
             }

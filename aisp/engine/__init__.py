@@ -2,11 +2,12 @@
 
 - `rollout`: n responses to each of P prompts (`rollout`), and the loop under it (`decode`);
 - `stepper`: one model over all rows, from tokens to the next logits;
+- `continuation`: the rest of responses whose first tokens are kept;
 - `attention`: a prefix that is kept once and shared by all responses to it;
 - `decoding`: how a token is taken from logits (`Decoding`);
 - `mixture`: two models that decode together, in lockstep or speculatively.
 
-The function `rollout` has the name of its module, and is imported from there.
+The functions `rollout` and `continuation` have the names of their modules, and are imported from there.
 """
 
 from aisp.engine.decoding import GREEDY, Decoding

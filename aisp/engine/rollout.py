@@ -35,16 +35,24 @@ class Rollout:
 
     Attributes:
         tokens: (P, n, T) token ids; after a response's end, the end-of-turn id.
-        lengths: (P, n) tokens decoded, the end-of-turn token counted.
+        lengths: (P, n) tokens of each response, the end-of-turn token counted.
         texts: P lists of n responses, special tokens left out.
         prelogits: (P, n, T, d) unperturbed pre-logits z_t in the model's dtype, zero after the
             end; None unless asked for.
+        fresh: (P, n) how many of these tokens were decoded for this rollout, where the others were
+            kept from an earlier one (`aisp.engine.continuation`); None is all of them.
     """
 
     tokens: Tensor
     lengths: Tensor
     texts: list[list[str]]
     prelogits: Tensor | None = None
+    fresh: Tensor | None = None
+
+    @property
+    def decoded(self) -> Tensor:
+        """(P, n) tokens that were decoded for each response, what it is charged for."""
+        return self.lengths if self.fresh is None else self.fresh
 
     @classmethod
     def of_rows(cls, policy: Policy, tokens: Tensor, lengths: Tensor, n: int) -> "Rollout":
@@ -62,6 +70,7 @@ class Rollout:
                 self.lengths[i::k],
                 self.texts[i::k],
                 None if self.prelogits is None else self.prelogits[i::k],
+                None if self.fresh is None else self.fresh[i::k],
             )
             for i in range(k)
         ]
@@ -92,6 +101,7 @@ def decode(
     take: Callable[[Step], Tensor],
     *,
     add: Callable[[Step], Tensor] | None = None,
+    limits: Tensor | None = None,
 ) -> Rollout:
     """Decode responses token by token, all steppers on the same tokens.
 
@@ -100,6 +110,7 @@ def decode(
             response, and how tokens become text.
         take: from a step to its tokens, (R,); what it gives for rows that are done is not used.
         add: from a step to what is added to the first stepper's pre-logits, (R, d).
+        limits: (P * n,) from 1 to T, tokens decoded at most by each row; None is T for all.
 
     Raises:
         FloatingPointError: logits that are not finite, of a response that has not ended.
@@ -111,6 +122,7 @@ def decode(
     eos = torch.tensor(policy.eos_ids, device=device)
     tokens = torch.full((P * n, T), policy.eos_ids[0] if policy.eos_ids else 0, device=device)
     lengths = torch.full((P * n,), T, device=device)
+    limits = lengths.clone() if limits is None else limits.to(device)
     none_done = torch.zeros(P * n, dtype=torch.bool, device=device)
     at = Step(0, torch.arange(P * n, device=device), none_done, tokens, [])
     broken = torch.zeros((), dtype=torch.bool, device=device)
@@ -126,7 +138,7 @@ def decode(
         if device.type != "cpu":  # on a CPU the token's law was looked at (`aisp.engine.decoding`)
             broken = broken | _any_broken(at)
         tokens[rows, t] = torch.where(at.done, tokens[rows, t], token)
-        ended = (token[:, None] == eos).any(1) & ~at.done
+        ended = ((token[:, None] == eos).any(1) | (limits[rows] == t + 1)) & ~at.done
         lengths[rows] = torch.where(ended, t + 1, lengths[rows])
         at.done = at.done | ended
         # Asking a GPU whether any response is done makes it wait: do that every eighth step.
@@ -190,7 +202,7 @@ def rollout(
         ValueError: shapes or arguments that do not fit each other.
     """
     P, T = len(prefixes), max_new_tokens
-    _check(policy, prefixes, n, T, V, decoding, generators)
+    check(policy, prefixes, n, T, V, decoding, generators)
     if isinstance(policy, RemotePolicy):
         if keep_prelogits:
             policy.require_here("keeping pre-logits")
@@ -238,7 +250,8 @@ def _remote(policy: RemotePolicy, prefixes: Sequence[Sequence[int]], job: Job) -
     return Rollout.of_rows(policy, tokens, torch.tensor([len(row) for row in found]), job.n)
 
 
-def _check(policy, prefixes, n, T, V, decoding, generators) -> None:
+def check(policy, prefixes, n, T, V, decoding, generators) -> None:
+    """Raise ValueError where arguments of `rollout` do not fit each other."""
     for name, value in {"n": n, "max_new_tokens": T}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")

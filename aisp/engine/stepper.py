@@ -110,7 +110,8 @@ class Stepper:
             (R, |V|) logits of the next tokens. A recorded step overwrites them at the next call.
         """
         ids = tokens[:, None].to(self.policy.device)
-        self.positions = self.positions + 1
+        # A row that has ended and waits to leave the batch may be past the context's last position.
+        self.positions = (self.positions + 1).clamp(max=self.policy.context_length - 1)
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(ids)], -1)
         if not (self.record and isinstance(self.cache, PrefixCache)):
