@@ -203,8 +203,9 @@ def elsewhere(source: str, what: str) -> str:
     """The error where something needs the model in this process."""
     return (
         f"{what} needs the model in this process, and vLLM holds {source} in its own. The engine "
-        "'aisp' has it: load_policy(..., engine='aisp'). On vLLM run AISP and its variants, and "
-        "best-of-n; RE-Control, ARGS, RAM, KAD, MISVO, pre-logits, gradients, KL and training need it"
+        "'aisp' has it: load_policy(..., engine='aisp'). On vLLM run AISP and its variants, "
+        "best-of-n, elliptical_slice, and metropolis and tempered_smc with pcn; RE-Control, ARGS, RAM, "
+        "KAD, MISVO, QAlign, kept tokens, pre-logits, gradients, KL and training need it"
     )
 
 

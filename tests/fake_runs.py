@@ -4,6 +4,7 @@ import random
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -86,3 +87,17 @@ def comparable(records):
     records = in_order(records).drop(columns=["run", "seconds", "batch"])
     records["history"] = [h | {"seconds": None} for h in records["history"]]
     return records
+
+
+def measured(shifts, prompts=12, seeds=3, noise=0.3):
+    """Labels with a shift each, on one shared level per prompt and seed."""
+    rng = np.random.default_rng(0)
+    level = rng.normal(0, 2, (prompts, seeds))
+    rows = []
+    for label, (reward, judged) in shifts.items():
+        for p in range(prompts):
+            for s in range(seeds):
+                of = {"label": label, "prompt": f"p{p}", "seed": s, "interrupted": False}
+                of |= {"reward": level[p, s] + reward + rng.normal(0, noise)}
+                rows.append(of | {"judged": level[p, s] + judged + rng.normal(0, noise)})
+    return pd.DataFrame(rows)

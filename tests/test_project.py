@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import re
 import shutil
@@ -413,8 +414,14 @@ def test_parameters_are_those_of_the_notebook_and_its_methods_take_them(path):
     assert (config.n, config.kappa, config.sigma) == (budget["n"], budget["kappa"], values["sigma"])
     assert values["judge"] is None or values["judge"] != values["reward"]
     if values["profile"] == "paper":
-        assert (config.n, config.kappa, config.sigma, config.tau) == (32, 32, 0.5, 128)
-        assert values["n_prompts"] == 1000 and given["name"] == path.stem
+        assert given["name"] == path.stem
+        setting = (config.kappa, config.alpha, config.sigma, config.tau, values["n_prompts"])
+        if "skywork" in path.stem:  # of MISVO's text
+            kappa = 32 if "llama" in path.stem else 16
+            assert setting == (kappa, 0.999, math.sqrt(0.5), 512, 500) and config.n == kappa
+            assert {"aisp_cv", "misvo"} <= {m["method"] for m in methods.values()}
+        else:
+            assert setting == (32, 0.99, 0.5, 128, 1000) and config.n == 32
 
 
 def test_every_setting_of_the_paper_has_a_file_and_no_two_write_the_same_records():
@@ -424,7 +431,11 @@ def test_every_setting_of_the_paper_has_a_file_and_no_two_write_the_same_records
     assert expected | {"smoke", "cpu"} <= {p.stem for p in PARAMS}
     given = [yaml.safe_load(p.read_text(encoding="utf-8")) for p in PARAMS]
     assert len({(g["profile"], g["name"]) for g in given}) == len(given)
-    models = {g["policy"]: g["template"] for g in given if g["profile"] == "paper"}
+    assert {f"{p}-skywork-shp" for p in ("lfm2.5-1.2b", "gemma3-4b", "llama3-8b")} <= {
+        p.stem for p in PARAMS
+    }
+    papers = [g for g in given if g["profile"] == "paper" and "skywork" not in g["name"]]
+    models = {g["policy"]: g["template"] for g in papers}
     assert models == {
         "meta-llama/Meta-Llama-3-8B": "User",
         "lmsys/vicuna-7b-v1.5": "Human",

@@ -53,6 +53,8 @@ def table(outs):
         {"method": "aisp", "sigma": 2.0, "adapt": False, "temperature": 0.7, "top_k": 20},
         {"method": "best_of_n"},
         {"method": "best_of_n", "temperature": 0.0, "top_p": 1.0},
+        {"method": "metropolis", "sigma": 2.0, "pcn": 0.5},
+        {"method": "elliptical_slice", "sigma": 2.0},
     ],
     ids=str,
 )
@@ -134,6 +136,8 @@ def test_a_bias_is_taken_out_and_a_head_that_bends_is_found_out(bend):
 
 def test_methods_that_need_the_model_are_refused_before_anything_is_decoded(there):
     names = {"args": "ARGS", "re_control": "RE-Control", "kad": "KAD", "ram": "RAM"}
+    names |= {"qalign": "QAlign", "metropolis": "suffix refreshment"}
+    names |= {"tempered_smc": "suffix refreshment"}
     for method, name in names.items():
         with pytest.raises(ElsewhereError, match=rf"^{name} needs the model .*engine='aisp'"):
             aisp.align("Hi", there, reward, method=method, progress=False)

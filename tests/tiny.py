@@ -72,7 +72,7 @@ def tokenizer_of_words():
 
 # -- language models ------------------------------------------------------------------------------
 
-ARCHITECTURES = ["llama", "gpt2", "gemma3"]
+ARCHITECTURES = ["llama", "gpt2", "gemma3", "lfm2"]
 SIZE = dict(
     vocab_size=258,
     hidden_size=32,
@@ -94,6 +94,7 @@ def tiny_model(name, *, seed=0, **changes):
 
     llama: untied head, grouped-query attention. gpt2: tied head, learned positions. gemma3: tied
     head, soft-capped logits, sliding-window layers whose window is shorter than the test prompts.
+    lfm2: tied head, layers that keep a short convolution's state in the place of keys and values.
     """
     special = dict(eos_token_id=0, pad_token_id=0, bos_token_id=1)
     if name == "gpt2":
@@ -106,6 +107,10 @@ def tiny_model(name, *, seed=0, **changes):
     if name == "llama":
         own = dict(num_key_value_heads=2, tie_word_embeddings=False)
         return llama(seed=seed, **special | own | changes)
+    if name == "lfm2":
+        torch.manual_seed(seed)
+        own = dict(num_key_value_heads=2, layer_types=["conv", "full_attention", "conv"])
+        return tf.Lfm2ForCausalLM(tf.Lfm2Config(**SIZE | special | own | changes))
     own = dict(
         num_key_value_heads=1,
         head_dim=8,
@@ -193,7 +198,8 @@ def save_classifier(folder, tokenizer, architecture="llama", labels=1, **config)
         size = dict(vocab_size=258, n_embd=32, n_layer=2, n_head=4, n_positions=128)
         config = tf.GPT2Config(**size, initializer_range=0.3, **config)
     else:
-        config = tf.LlamaConfig(**REWARD_SIZE, **config)
+        kind = {"llama": tf.LlamaConfig, "qwen3": tf.Qwen3Config}[architecture]
+        config = kind(**REWARD_SIZE, **config)
     model = tf.AutoModelForSequenceClassification.from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

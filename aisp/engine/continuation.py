@@ -2,7 +2,8 @@
 
 What a sampler needs that proposes a new ending of a response, and what a search needs that goes on
 with some of the responses that it has begun. Kept tokens run through the model once, together with
-the prefix, in place of one step each, and are not counted as decoded (`Rollout.decoded`).
+the prefix, in place of one step each, and are not counted as decoded (`Rollout.decoded`). Each
+response has its own keys and values of the prefix, unless all keep nothing.
 """
 
 from collections.abc import Sequence
@@ -68,7 +69,8 @@ def continuation(
     rows = torch.nonzero(~over & (kept < T)).flatten()
     fresh = torch.zeros_like(kept)
     if len(rows):
-        starts = [[*prefixes[r // n], *tokens[r, : kept[r]].tolist()] for r in rows.tolist()]
+        text, cut = tokens.tolist(), kept.tolist()
+        starts = [[*prefixes[r // n], *text[r][: cut[r]]] for r in rows.tolist()]
         found = _rest(policy, starts, rows, kept[rows], T, V, decoding, u)
         fresh[rows] = found.lengths[:, 0]
         new = (steps >= kept[:, None]) & (steps < (kept + fresh)[:, None])

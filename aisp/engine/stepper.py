@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from aisp.engine.attention import PrefixCache, obstacle_to_sharing, shared_prefix
 from aisp.engine.packed import packed
@@ -95,7 +95,8 @@ class Stepper:
             self.cache = PrefixCache(self.cache, self.mask, repeat, self.T - 1, static=self.record)
             self.mask = None
         else:
-            self.cache.batch_repeat_interleave(repeat)
+            rows = torch.arange(len(self.ids), device=self.ids.device)
+            _select(self.cache, rows.repeat_interleave(repeat))
             self.mask = None if self.mask is None else self.mask.repeat_interleave(repeat, 0)
         return logits
 
@@ -130,7 +131,7 @@ class Stepper:
         if isinstance(self.cache, PrefixCache):
             self.cache.keep(rows)
         else:
-            self.cache.batch_select_indices(rows)
+            _select(self.cache, rows)
         self.recorded = None
         self.positions = self.positions[rows]
         self.mask = None if self.mask is None else self.mask[rows]
@@ -193,6 +194,11 @@ class Recorded:
             own.copy_(new)
         self.graph.replay()
         return self.outputs
+
+
+def _select(cache: Cache, rows: Tensor) -> None:
+    """Keep these rows. Of the ways that a cache has, the one that layers of every kind know."""
+    cache.reorder_cache(rows)  # type: ignore[arg-type]  # its hint names a class, not a dtype
 
 
 def _recorded(function, inputs):

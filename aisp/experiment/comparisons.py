@@ -135,3 +135,17 @@ def proposals(records: "pd.DataFrame") -> "pd.DataFrame":
             row[name] = pd.Series([h[column][-1] for h in of["history"]], dtype=float).mean()
         rows[label] = row
     return pd.DataFrame(rows).T
+
+
+def whole_seeds(records: "pd.DataFrame", labels: Sequence[str]) -> "pd.DataFrame":
+    """The records of these labels, of the seeds in which each has finished every prompt of the file.
+
+    A seed that is still being computed is left out as a whole, so that no comparison depends on
+    which prompts or methods came first.
+    """
+    prompts = records["prompt"].nunique()
+    of = tables.finished(records[records["label"].isin(labels)])
+    done = of.groupby(["seed", "label"])["prompt"].nunique().unstack("label", fill_value=0)
+    done = done.reindex(columns=list(labels), fill_value=0)
+    seeds = done.index[(done == prompts).all(axis=1)]
+    return of[of["seed"].isin(seeds)]

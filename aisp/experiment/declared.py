@@ -57,10 +57,10 @@ def outcome(primary: Contrast) -> str:
 def secondary(
     records: "pd.DataFrame",
     pairs: Iterable[tuple[str, str]],
-    primary: tuple[str, str],
+    primary: tuple[str, str] | None = None,
     measures: Sequence[str] = ("reward", "judged"),
 ) -> "pd.DataFrame":
-    """The secondary contrasts: each pair by each measure, and the primary one by all but the first.
+    """The secondary contrasts: each pair by each measure, and a primary one by all but the first.
 
     Returns:
         Index: "FIRST minus SECOND, by MEASURE". Columns: difference, low, high (not adjusted); p;
@@ -69,7 +69,7 @@ def secondary(
     import pandas as pd
 
     asked = [(*pair, measure) for measure in measures for pair in pairs]
-    asked += [(*primary, measure) for measure in measures[1:]]
+    asked += [(*primary, measure) for measure in measures[1:] if primary]
     there = set(finished(records)["label"])
     rows = {}
     for first, second, measure in asked:

@@ -21,6 +21,7 @@ from aisp.assets import EMBEDDED, is_embedded
 from aisp.checks import real
 from aisp.experiment import records as experiment
 from aisp.experiment import tables
+from aisp.experiment.contenders import STEERED
 from aisp.experiment.measures import MEASURES
 from aisp.experiment.parameters import read as read_parameters
 from aisp.experiment.profiles import records_path
@@ -44,6 +45,7 @@ METHODS = (
     "ram",
     "kad",
 )
+NAMED = ("aisp_cv", "misvo")  # run where they are named; notebook 11 compares them
 BASELINE = "best-of-n (top-p 0.9)"
 # What KAD does when it defers nothing, and so its control. When it defers everything, it does what
 # best-of-n at T = 1 does.
@@ -96,8 +98,8 @@ def plan(
     """The methods as `experiment.run` takes them, and which were left out, with the reason.
 
     Args:
-        names: of METHODS, a list or a text that separates them by commas; None for all that the
-            policy allows.
+        names: of METHODS and NAMED, a list or a text that separates them by commas; None for all
+            of METHODS that the policy allows.
         budget: n, kappa and max_new_tokens, the same for all.
         w, step_size, kl_limit: of ARGS, RE-Control and RAM.
         value, aligner: paths of RE-Control's value function and RAM's aligner for this policy.
@@ -131,6 +133,8 @@ def plan(
         ),
         "ram": ("RAM", {"method": "ram", "aligner": aligner, "kl_limit": kl_limit, **budget}),
         "kad": ("KAD", {"method": "kad", **budget}),
+        "aisp_cv": (STEERED, {"method": "aisp_cv", "sigma": sigma, "lam": lam, **budget}),
+        "misvo": ("MISVO", {"method": "misvo", **budget}),
     }
     methods = dict(labels_and_parameters[name] for name in chosen if name not in obstacles)
     for parameters in methods.values():
@@ -139,7 +143,7 @@ def plan(
 
 
 def _method_names(names: str | Sequence[str]) -> list[str]:
-    """Names of METHODS from a list or a text that separates them by commas."""
+    """Names of METHODS and NAMED from a list or a text that separates them by commas."""
     how = "a list of names, or a text that separates them by commas"
     if not isinstance(names, str | list | tuple):
         raise ValueError(f"methods is {names!r}; it must be {how}, or None for all")
@@ -148,10 +152,11 @@ def _method_names(names: str | Sequence[str]) -> list[str]:
     if wrong:
         raise ValueError(f"methods has {wrong[0]!r}, which is no name; it must be {how}")
     chosen = [part.strip() for part in parts if part.strip()]
-    unknown = [name for name in chosen if name not in METHODS]
+    known = (*METHODS, *NAMED)
+    unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         said = f"has {unknown[0]!r}" if unknown else "is empty"
-        raise ValueError(f"methods {said}; known: {', '.join(METHODS)}")
+        raise ValueError(f"methods {said}; known: {', '.join(known)}")
     return chosen
 
 
@@ -160,7 +165,7 @@ def _obstacles(policy: Policy, value: str | None, aligner: str | None) -> dict[s
     found: dict[str, str] = {}
     if policy.engine != "aisp":
         why = f"it needs the model in this process, and not in those of {policy.engine}"
-        found |= dict.fromkeys(("args", "re_control", "ram", "kad"), why)
+        found |= dict.fromkeys(("args", "re_control", "ram", "kad", "misvo"), why)
     if value is None:
         found["re_control"] = "there is no value function for this policy and reward; set value"
     if aligner is None:

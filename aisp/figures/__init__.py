@@ -14,7 +14,7 @@
 
 from aisp.figures.ablations import ablation, dials, over_optimization
 from aisp.figures.base import COLUMN, METHODS, PAGE, looks, save, style
-from aisp.figures.curves import histories, main_results, reward_curves
+from aisp.figures.curves import cost_curves, histories, main_results, reward_curves
 from aisp.figures.drift import drift
 from aisp.figures.means import (
     deferral,
@@ -41,6 +41,7 @@ __all__ = [
     "METHODS",
     "PAGE",
     "ablation",
+    "cost_curves",
     "deferral",
     "dials",
     "drift",

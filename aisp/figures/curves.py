@@ -94,6 +94,37 @@ def _curves(ax: "Axes", records: "pd.DataFrame", labels: dict[str, Look], draws:
 
 
 @labeled
+def cost_curves(records: "pd.DataFrame") -> "Figure":
+    """Best reward against what a prompt has cost: reward calls, decoded tokens and seconds.
+
+    One line per label, means over prompts and seeds; a marker where an iteration ends.
+
+    Args:
+        records: from `aisp.experiment.load`.
+    """
+    import matplotlib.pyplot as plt
+
+    records = finished(records)
+    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 0.4 * PAGE), sharey=True)
+    for label, look in looks(records["label"]).items():
+        of = records[records["label"] == label]
+        best = _stacked(of).mean(0)
+        spent = {
+            "reward calls": of["reward_calls"].mean() * (1 + np.arange(len(best))) / len(best),
+            "tokens decoded": _stacked(of, "tokens").cumsum(1).mean(0),
+            "seconds": _stacked(of, "seconds").cumsum(1).mean(0),
+        }
+        for ax, (name, x) in zip(axes, spent.items(), strict=True):
+            ax.plot(x, best, markersize=3, label=label, **look.signs)
+            ax.set_xlabel(f"{name} per prompt")
+    axes[0].set_ylabel("best reward so far")
+    title = f"means of {records['prompt'].nunique()} prompts"
+    handles = axes[0].get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower center", ncols=3, title=title)
+    return fig
+
+
+@labeled
 def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
     """Columns of the history by iteration, one panel each, mean over prompts, one line per label.
 

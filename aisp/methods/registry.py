@@ -12,7 +12,19 @@ from typing import Any
 from aisp import sampler
 from aisp.alignment import search
 from aisp.checks import whole
-from aisp.methods import args, best_of_n, kad, misvo, ram, re_control
+from aisp.methods import (
+    aisp_cv,
+    args,
+    best_of_n,
+    elliptical_slice,
+    kad,
+    metropolis,
+    misvo,
+    qalign,
+    ram,
+    re_control,
+    tempered_smc,
+)
 from aisp.policy import Policy
 from aisp.prompts import as_messages, prompt_list
 from aisp.rewards.base import Reward
@@ -21,12 +33,19 @@ from aisp.state import Method, SearchConfig, SearchState
 
 METHODS: dict[str, Method] = {
     "aisp": Method(sampler.AISPConfig, sampler.init, sampler.step, sampler.steps),
+    "aisp_cv": Method(aisp_cv.AISPCVConfig, sampler.init, sampler.step, sampler.steps),
     "args": Method(args.ARGSConfig, args.init, args.step),
     "best_of_n": Method(best_of_n.BestOfNConfig, best_of_n.init, best_of_n.step, best_of_n.steps),
+    "elliptical_slice": Method(
+        elliptical_slice.EllipticalSliceConfig, elliptical_slice.init, elliptical_slice.step
+    ),
     "kad": Method(kad.KADConfig, kad.init, kad.step, kad.steps),
+    "metropolis": Method(metropolis.MetropolisConfig, metropolis.init, metropolis.step),
     "misvo": Method(misvo.MISVOConfig, misvo.init, misvo.step),
+    "qalign": Method(qalign.QAlignConfig, qalign.init, qalign.step),
     "ram": Method(ram.RAMConfig, ram.init, ram.step, ram.steps),
     "re_control": Method(re_control.ReControlConfig, re_control.init, re_control.step),
+    "tempered_smc": Method(tempered_smc.TemperedSMCConfig, tempered_smc.init, tempered_smc.step),
 }
 
 

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from fake_runs import measured
 
 from aisp.experiment import comparisons
 
@@ -61,3 +62,14 @@ def test_texts_that_are_not_stored_are_not_shown():
     table.loc[table["prompt"] == "p1", "prompt_text"] = None
     ((text, rows),) = comparisons.side_by_side(table, ["p1", "p2"])
     assert text == "Question 2?" and rows.loc["B", "response"] == "words words "
+
+
+def test_a_seed_counts_where_every_label_has_finished_every_prompt():
+    records = measured({"a": (0, 0), "b": (0, 0), "c": (0, 0)}, prompts=3, seeds=3)
+    records.loc[(records["label"] == "b") & (records["seed"] == 1), "interrupted"] = [True] * 3
+    some = records.drop(index=records.query("label == 'c' and seed == 2").index[0])
+    found = comparisons.whole_seeds(some, ["a", "b"])
+    assert sorted(found["seed"].unique()) == [0, 2] and set(found["label"]) == {"a", "b"}
+    assert len(found) == 12
+    assert comparisons.whole_seeds(some, ["a", "b", "c"])["seed"].unique().tolist() == [0]
+    assert comparisons.whole_seeds(some, ["a", "d"]).empty

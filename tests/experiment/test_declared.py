@@ -1,25 +1,11 @@
 """Declared contrasts: paired within a seed, resampled over both levels, adjusted for their number."""
 
 import numpy as np
-import pandas as pd
 import pytest
+from fake_runs import measured
 
 from aisp.experiment import declared
 from aisp.intervals import holm, nested_bootstrap
-
-
-def measured(shifts, prompts=12, seeds=3, noise=0.3):
-    """Labels with a shift each, on one shared level per prompt and seed."""
-    rng = np.random.default_rng(0)
-    level = rng.normal(0, 2, (prompts, seeds))
-    rows = []
-    for label, (reward, judged) in shifts.items():
-        for p in range(prompts):
-            for s in range(seeds):
-                of = {"label": label, "prompt": f"p{p}", "seed": s, "interrupted": False}
-                of |= {"reward": level[p, s] + reward + rng.normal(0, noise)}
-                rows.append(of | {"judged": level[p, s] + judged + rng.normal(0, noise)})
-    return pd.DataFrame(rows)
 
 
 def test_a_contrast_is_taken_within_prompt_and_seed():

@@ -84,6 +84,19 @@ def test_histories_draw_one_panel_per_column():
     assert np.isnan(fig.axes[1].lines[0].get_ydata()[1])
 
 
+def test_cost_curves_draw_what_was_spent_by_the_end_of_each_iteration():
+    table = records()
+    table["reward_calls"] = [12] * 5 + [24] * 5
+    for i, h in enumerate(table["history"]):
+        h |= {"tokens": [10 + i, 20, 30], "seconds": [1.0, 2.0, 1.0]}
+    fig = figures.cost_curves(table)
+    best = np.mean([h["reward_best"] for h in table["history"][5:]], axis=0)
+    spent = [[8, 16, 24], [17, 37, 67], [1, 3, 4]]
+    for ax, x, name in zip(fig.axes, spent, ("calls", "tokens", "seconds"), strict=True):
+        np.testing.assert_allclose(ax.lines[1].get_xydata(), np.c_[x, best])
+        assert name in ax.get_xlabel() and ax.lines[1].get_label() == "best-of-n"
+
+
 def test_ablations_draw_means_and_differences_of_their_table():
     answers = pd.DataFrame(
         {

@@ -60,7 +60,20 @@ def call(tiny):
 
 
 def test_the_known_methods_are_listed():
-    assert available() == ["aisp", "args", "best_of_n", "kad", "misvo", "ram", "re_control"]
+    assert available() == [
+        "aisp",
+        "aisp_cv",
+        "args",
+        "best_of_n",
+        "elliptical_slice",
+        "kad",
+        "metropolis",
+        "misvo",
+        "qalign",
+        "ram",
+        "re_control",
+        "tempered_smc",
+    ]
 
 
 @each_method
@@ -374,7 +387,9 @@ def test_bad_prompts_are_refused(tiny, prompt, message):
 def test_other_bad_calls_are_refused(tiny):
     with pytest.raises(TypeError, match="prompts is 7"):
         aisp.align(7, tiny(), reward)
-    with pytest.raises(ValueError, match="unknown method 'bon'; known: aisp, args, best_of_n"):
+    with pytest.raises(
+        ValueError, match="unknown method 'bon'; known: aisp, aisp_cv, args, best_of_n"
+    ):
         aisp.align("Hi", tiny(), reward, method="bon")
     with pytest.raises(ValueError, match="best_of_n has no parameter 'sigma'; it takes: n, kappa"):
         aisp.align("Hi", tiny(), reward, method="best_of_n", sigma=0.5)

@@ -145,7 +145,7 @@ def test_pickled_code_is_not_run(tmp_path, tokenizer):
 # Sequence classifiers, Skywork-Reward among them
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
 def test_a_sequence_classifier_scores_its_chat_template(tmp_path, byte_tokenizer, architecture):
     model = save_classifier(tmp_path, byte_tokenizer, architecture)
     reward = load_reward(tmp_path, dtype="float32", device="cpu")

@@ -1,0 +1,99 @@
+"""With a budget of N samples, which method? README's answer, computed from the records of notebook 11."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from aisp.experiment import declared, measures
+from aisp.experiment.beyond import BUDGETS, SETS, path_of
+from aisp.experiment.comparisons import whole_seeds
+from aisp.experiment.contenders import BEST, GROUPS, PRIMARY
+from aisp.experiment.findings import Contrast
+from aisp.experiment.store.reading import load
+from aisp.experiment.tables import finished
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAMES = {"builtin": "built-in", "shp": "SHP", "hh": "HH-RLHF"}
+Stored = dict[tuple[str, int], "pd.DataFrame"]
+
+
+def stored(folder: Path) -> Stored:
+    """(set, samples) -> records with their measures, of the seeds that a folder holds as a whole.
+
+    Args:
+        folder: data/results/<profile>/.
+    """
+    found: Stored = {}
+    for which in SETS:
+        for samples in BUDGETS:
+            path = path_of(f"{which}_{samples}", folder=folder)
+            if path.exists():
+                records = whole_seeds(load(path), GROUPS["first"])
+                judged = measures.kept(records, path)
+                if judged is not None and len(judged):
+                    found[which, samples] = judged
+    return found
+
+
+class Standing(NamedTuple):
+    """Where the rows stand by one measure: the highest, and those that cannot be told from it."""
+
+    first: str
+    lead: Contrast  # of the first one over best-of-n; over itself if best-of-n is first
+    level: list[str]
+
+
+def standing(records: "pd.DataFrame", measure: str, labels: Sequence[str]) -> Standing:
+    """The row that is highest over best-of-n, within prompts and seeds.
+
+    Args:
+        records: with `measure`; of one set and budget.
+        measure: "reward" or "judged".
+        labels: the rows that are compared; those without records are left out.
+    """
+    there = set(finished(records)["label"])
+    leads = {
+        x: declared.nested(records, x, BEST, measure).contrast
+        for x in labels
+        if x in there and x != BEST
+    }
+    first = max(leads, key=lambda x: leads[x].difference)
+    if not leads[first].difference > 0:
+        first = BEST
+    others = [x for x in (BEST, *leads) if x != first]
+    gaps = {x: declared.nested(records, first, x, measure).contrast for x in others}
+    level = [x for x, gap in gaps.items() if gap.verdict != "higher"]
+    # A lead of best-of-n is shown over the row that comes next.
+    lead = leads[first] if first != BEST else min(gaps.values(), key=lambda gap: gap.difference)
+    return Standing(first, lead, level)
+
+
+def answer(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
+    """A table in Markdown: budgets and sets against what stands highest by reward and by judge."""
+    lines = [
+        "| samples | prompts, seeds | highest by the reward | highest by the judge |",
+        "|---|---|---|---|",
+    ]
+    for (which, samples), records in sorted(found.items(), key=lambda x: (x[0][1], x[0][0])):
+        whole = finished(records)
+        seeds = whole.loc[whole["label"] == BEST, "seed"].nunique()
+        cells = [_cell(standing(records, m, GROUPS["first"])) for m in ("reward", "judged")]
+        size = f"{NAMES[which]} {whole['prompt'].nunique()}, {seeds}"
+        lines.append(f"| {samples} | {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(found: Standing) -> str:
+    bold = "**" * (found.lead.verdict == "higher")
+    said = f"{bold}{found.first}{bold}, {found.lead.signed} over {found.lead.second}"
+    return said + (f"; not told from it: {', '.join(found.level)}" if found.level else "")
+
+
+def outcome(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
+    """What became of the primary contrast, and of the same pair by the judge."""
+    records = found["builtin", 128]
+    by_reward = declared.nested(records, *PRIMARY).contrast
+    by_judge = declared.nested(records, *PRIMARY, "judged").contrast
+    return f"{declared.outcome(by_reward)} {by_judge.sentence()}"

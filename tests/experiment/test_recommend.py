@@ -1,0 +1,43 @@
+"""README's answer: what stands highest, by which lead, and what cannot be told from it."""
+
+import pytest
+from fake_runs import measured
+
+from aisp.experiment import declared, recommend
+from aisp.experiment.contenders import AISP, BEST, GROUPS, NOISE, PRIMARY, STEERED
+
+FIRST = GROUPS["first"]
+
+
+def test_the_highest_row_and_those_that_are_level_with_it():
+    records = measured({BEST: (0, 0), NOISE: (0, 0.02), AISP: (1, -1), STEERED: (1.02, 0)})
+    found = recommend.standing(records, "reward", FIRST)
+    assert found.first in (AISP, STEERED) and len(found.level) == 1
+    assert {found.first, *found.level} == {AISP, STEERED}
+    assert found.lead == declared.nested(records, found.first, BEST).contrast
+    assert found.lead.verdict == "higher"
+    by_judge = recommend.standing(records, "judged", FIRST)
+    assert AISP not in (by_judge.first, *by_judge.level)
+    assert {by_judge.first, *by_judge.level} == {BEST, NOISE, STEERED}
+
+
+def test_best_of_n_is_said_to_be_first_where_it_is():
+    records = measured({BEST: (1, 1), NOISE: (0, 0), AISP: (0.5, 0)})
+    found = recommend.standing(records, "reward", FIRST)
+    assert (found.first, found.lead.second, found.level) == (BEST, AISP, [])
+    assert 0.3 < found.lead.difference < 0.7
+    text = recommend.answer({("builtin", 128): records})
+    assert f"| 128 | built-in 12, 3 | **{BEST}**, {found.lead.signed} over {AISP} |" in text
+
+
+def test_the_outcome_names_both_measures():
+    records = measured({BEST: (0, 0), STEERED: (1, 0)})
+    said = recommend.outcome({("builtin", 128): records})
+    assert "**confirmed**" in said and "By the judge, " in said
+    assert PRIMARY == (STEERED, BEST)
+
+
+def test_records_without_measures_are_left_out(tmp_path):
+    assert recommend.stored(tmp_path) == {}
+    with pytest.raises(KeyError):
+        recommend.outcome({})
