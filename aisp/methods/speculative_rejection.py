@@ -58,7 +58,7 @@ class _Race:
 
     Attributes:
         stopped: (G, n) bool, cut off before their end.
-        calls: G numbers of beginnings that were scored.
+        calls: beginnings that were scored, in each group.
         limits: (G * n,) tokens that each response has at most; `decode` reads it at every step.
     """
 
@@ -73,7 +73,7 @@ class _Race:
         self.policy, self.reward, self.prompts, self.config = policy, reward, prompts, config
         self.wanted = torch.arange(n).expand(G, -1)  # (G, m): as many in each group
         self.stopped = torch.zeros(G, n, dtype=torch.bool)
-        self.calls = [0] * G
+        self.calls = 0
         self.limits = torch.full((G * n,), config.max_new_tokens, device=policy.head_device)
 
     def check(self, tokens: Tensor) -> None:
@@ -92,7 +92,7 @@ class _Race:
         rows = self.wanted + torch.arange(G)[:, None] * self.config.n
         texts = self.policy.decode([tokens[r, : lengths[r]].tolist() for r in rows.flatten()])
         scores = score(self.reward, self.prompts, [texts[g * m : (g + 1) * m] for g in range(G)])
-        self.calls = [calls + m for calls in self.calls]
+        self.calls += m
         order = scores.argsort(dim=-1, descending=True, stable=True)
         worst = rows.gather(-1, order[:, m - drop :])
         cut = worst[~ends.any(-1)[worst]]  # nothing is saved by stopping what has ended
@@ -153,13 +153,12 @@ def steps(
     parts = out.interleaved(k)
     for i, part in enumerate(parts):
         stopped = race.stopped[i::k]
-        calls = zip(race.calls[i::k], (~stopped).sum(-1).tolist(), strict=True)
         state, info = unweighted(
             state,
             _Finished(reward, stopped),
             part,
             parts[i + 1 :],
-            reward_calls=[a + b for a, b in calls],
+            reward_calls=[race.calls + left for left in (~stopped).sum(-1).tolist()],
             stopped=stopped.sum(-1).tolist(),
         )
         yield state, info

@@ -20,9 +20,9 @@ def first_letter(prompt, response):
 
 @pytest.fixture
 def often(tiny):
-    """A policy that ends many responses early."""
-    base = tiny()
-    return aisp.Policy(base.model, base.tokenizer, name="often", eos_ids=tuple(range(0, 258, 7)))
+    """A policy that ends many responses early; what fills them up afterwards is visible text."""
+    base, ends = tiny(), (70, *range(0, 258, 7))
+    return aisp.Policy(base.model, base.tokenizer, name="often", eos_ids=ends)
 
 
 def both(policy, r=reward, prompts=PROMPTS, **more):
@@ -57,6 +57,31 @@ def test_the_rest_are_those_of_best_of_n_and_the_stopped_are_their_beginnings(of
     assert (ours.rollout.lengths[cut] < plain.rollout.lengths[cut]).all()
     within = torch.arange(12) < ours.rollout.lengths[cut][:, None]
     assert torch.equal(ours.rollout.tokens[cut][within], plain.rollout.tokens[cut][within])
+
+
+def test_the_reward_reads_beginnings_as_they_stand_and_what_has_ended_as_it_ended(often):
+    seen = []
+
+    def watched(prompt, response):
+        seen.append(response)
+        return reward(prompt, response)
+
+    config = configure("speculative_rejection", n=8, kappa=1, max_new_tokens=12, temperature=1.0)
+    plain = configure("best_of_n", n=8, kappa=1, max_new_tokens=12, temperature=1.0)
+    for method, given, r in (
+        ("speculative_rejection", config, watched),
+        ("best_of_n", plain, reward),
+    ):
+        _, init, step, _ = METHODS[method]
+        _, info = step(init(often, "Hi", given, seed=1), often, CallableReward(r), given)
+    tokens, lengths = info.rollout.tokens[0].tolist(), info.rollout.lengths[0].tolist()
+    at = [
+        [often.decode([row[: min(t, end)]])[0] for row, end in zip(tokens, lengths, strict=True)]
+        for t in (3, 6, 9, 12)
+    ]
+    assert min(lengths) < 3 and seen[:8] == at[0]
+    assert set(seen[8:12]) <= set(at[1]) and set(seen[12:14]) <= set(at[2])
+    assert set(seen[14:]) <= set(at[3])
 
 
 def test_where_beginnings_tell_all_the_best_is_kept_at_half_of_the_tokens(tiny):
@@ -127,13 +152,13 @@ def test_a_failing_reward_names_the_candidate_among_all(tiny):
         calls.append(response)
         if len(calls) == 8 + 4 + 2 + 1:
             raise OSError("no connection")
-        return first_letter(prompt, response)
+        return -first_letter(prompt, response)
 
     with pytest.raises(RewardError, match="no connection") as caught:
         aisp.align("Hi", tiny(), fails, "speculative_rejection", **SIZE, rows=8)
     found = caught.value.candidates["response"].tolist()
     named = int(str(caught.value).split("candidate ")[1].split(":")[0])
-    assert len(found) == 8 and found[named] == calls[-1] != ""
+    assert len(found) == 8 and found[named] == calls[-1] != "" and named > 0
 
 
 @pytest.mark.parametrize(
