@@ -31,11 +31,15 @@ The protocol, written down before any prompt of a test set was decoded by it:
   aligner, and MISVO with its two ablations. Its trials are as many, on the same prompts; it has no
   primary contrast. A row or ablation that takes another row's value is said to in
   `contenders.CONTENDERS`.
+- The group "samplers" was declared after seed 0 of the first group had been looked at, and before
+  any of its own rows decoded a prompt: samplers of the exact target that AISP replaces by a
+  Gaussian. Their base law is the tuned one of best-of-n or of noise only, their dial lam (of pCN its
+  step). As many trials, no primary contrast.
 
     python -m aisp.experiment.beyond tune
     python -m aisp.experiment.beyond run --set builtin --budget 128 --seeds 0,1,2
 
-(with `--groups second` for the second group) compute the records in data/results/<profile>/beyond_*.jsonl; what is there is not computed again.
+(with `--groups second,samplers` for the other groups) compute the records in data/results/<profile>/beyond_*.jsonl; what is there is not computed again.
 """
 
 import argparse

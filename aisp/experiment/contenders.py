@@ -3,7 +3,8 @@
 `aisp.experiment.beyond` has the protocol, and runs these.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp.checks import choice
@@ -17,6 +18,8 @@ VARIATE, STEERED = "control variate", "control variate, first steps"
 RAM, UNTRAINED = "RAM", "RAM, untrained aligner"
 MISVO, MISVO_TEMPERED = "MISVO", "MISVO at best-of-n's temperature"
 MISVO_KL, MISVO_FREE = "MISVO, plain KL", "MISVO, no regularization"
+QALIGN, SUFFIX, PCN = "QAlign", "suffix refreshment", "pCN"
+SLICE, SMC = "elliptical slice", "tempered SMC"
 
 
 class Contender(NamedTuple):
@@ -28,7 +31,7 @@ class Contender(NamedTuple):
         tried: its values in the trials; () takes the value of `like`.
         like: the row whose tuned value this one has, where it has no trials of its own.
         steered: move the mean at the first third of the steps only.
-        also: a parameter that takes the tuned value of another row: name, row.
+        also: parameters that take the tuned value of another row: name -> row.
     """
 
     method: dict[str, Any]
@@ -36,7 +39,7 @@ class Contender(NamedTuple):
     tried: tuple[float, ...] = ()
     like: str | None = None
     steered: bool = False
-    also: tuple[str, str] | None = None
+    also: Mapping[str, str] = MappingProxyType({})
 
 
 _CALM = {"method": "aisp", "alpha": 1.0, "control_variate": True}
@@ -44,6 +47,8 @@ _SIGMA = ("sigma", (0.35, 0.5, 0.65))
 _RAM = {"method": "ram", "kl_limit": None}
 _RAM_DIAL = ("temperature", (0.65, 0.8, 1.0))
 _STEPS = ("step_size", (0.1, 0.3, 1.0))
+_LAM = ("lam", (0.1, 0.3, 1.0))
+_MOVES = {"method": "metropolis"}
 
 CONTENDERS: dict[str, Contender] = {
     BEST: Contender({"method": "best_of_n", "top_p": 1.0}, "temperature", (0.5, 0.65, 0.8)),
@@ -54,14 +59,20 @@ CONTENDERS: dict[str, Contender] = {
     RAM: Contender(_RAM | {"aligner": "embedded"}, *_RAM_DIAL),
     UNTRAINED: Contender(_RAM | {"aligner": "untrained"}, *_RAM_DIAL),
     MISVO: Contender({"method": "misvo"}, *_STEPS),
-    MISVO_TEMPERED: Contender({"method": "misvo"}, *_STEPS, also=("temperature", BEST)),
+    MISVO_TEMPERED: Contender({"method": "misvo"}, *_STEPS, also={"temperature": BEST}),
     MISVO_KL: Contender({"method": "misvo", "regularization": "kl"}, "step_size", like=MISVO),
     MISVO_FREE: Contender({"method": "misvo", "regularization": "none"}, "step_size", like=MISVO),
+    QALIGN: Contender({"method": "qalign"}, *_LAM, also={"temperature": BEST}),
+    SUFFIX: Contender(_MOVES, *_LAM, also={"sigma": NOISE}),
+    PCN: Contender(_MOVES, "pcn", (0.1, 0.3, 0.6), also={"sigma": NOISE, "lam": SUFFIX}),
+    SLICE: Contender({"method": "elliptical_slice"}, *_LAM, also={"sigma": NOISE}),
+    SMC: Contender({"method": "tempered_smc"}, *_LAM, also={"sigma": NOISE}),
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "first": (BEST, NOISE, AISP, VARIATE, STEERED),
     "second": (RAM, UNTRAINED, MISVO, MISVO_TEMPERED, MISVO_KL, MISVO_FREE),
+    "samplers": (QALIGN, SUFFIX, PCN, SLICE, SMC),
 }
 
 PRIMARY = (STEERED, BEST)
@@ -82,6 +93,7 @@ SECONDARY: dict[str, tuple[tuple[str, str], ...]] = {
         (MISVO, MISVO_KL),
         (MISVO, MISVO_FREE),
     ),
+    "samplers": tuple((row, x) for row in GROUPS["samplers"] for x in (BEST, STEERED)),
 }
 
 
@@ -116,8 +128,7 @@ def _row(
     of: Contender, label: str, budget: dict[str, int], tuned: dict[str, float]
 ) -> dict[str, Any]:
     method = of.method | {of.dial: tuned[of.like or label]} | budget
-    if of.also:
-        method[of.also[0]] = tuned[of.also[1]]
+    method |= {name: tuned[row] for name, row in of.also.items()}
     if of.steered:
         method["steered"] = max(1, budget["max_new_tokens"] // 3)
     return method
@@ -126,7 +137,7 @@ def _row(
 def needs(label: str) -> list[str]:
     """The rows whose trials decide a row's parameters."""
     of = CONTENDERS[choice("a row", label, list(CONTENDERS))]
-    return [of.like or label] + ([of.also[1]] if of.also else [])
+    return [of.like or label, *of.also.values()]
 
 
 def tried(labels: Iterable[str]) -> dict[str, Contender]:

@@ -51,8 +51,12 @@ def test_a_row_without_trials_takes_the_value_of_the_row_that_it_names():
     assert configs[contenders.MISVO_KL] == published | {"regularization": "kl"}
     ours, control = configs[contenders.RAM], configs[contenders.UNTRAINED]
     assert control == ours | {"aligner": "untrained"} and ours["kl_limit"] is None
-    assert contenders.of_groups("first, second") == list(contenders.CONTENDERS)
-    with pytest.raises(ValueError, match="a group is 'third'; known: first, second"):
+    for row in (contenders.SUFFIX, contenders.PCN, contenders.SLICE, contenders.SMC):
+        assert configs[row]["sigma"] == 0.5 and configs[row]["lam"] == 0.3
+    assert configs[contenders.PCN]["pcn"] == 0.3 and configs[contenders.SUFFIX]["pcn"] is None
+    assert configs[contenders.QALIGN]["temperature"] == 0.65
+    assert contenders.of_groups("first, second,samplers") == list(contenders.CONTENDERS)
+    with pytest.raises(ValueError, match="a group is 'third'; known: first, second, samplers"):
         contenders.of_groups("third")
     with pytest.raises(ValueError, match="a row is 'KAD'; known: best-of-n"):
         contenders.rows(beyond.size(128), tuned, ["KAD"])
