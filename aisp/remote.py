@@ -205,7 +205,8 @@ def elsewhere(source: str, what: str) -> str:
         f"{what} needs the model in this process, and vLLM holds {source} in its own. The engine "
         "'aisp' has it: load_policy(..., engine='aisp'). On vLLM run AISP and its variants, "
         "best-of-n, elliptical_slice, and metropolis and tempered_smc with pcn; RE-Control, ARGS, RAM, "
-        "KAD, MISVO, QAlign, kept tokens, pre-logits, gradients, KL and training need it"
+        "KAD, MISVO, QAlign, speculative rejection, kept tokens, pre-logits, gradients, KL and training "
+        "need it"
     )
 
 

@@ -138,6 +138,7 @@ def test_methods_that_need_the_model_are_refused_before_anything_is_decoded(ther
     names = {"args": "ARGS", "re_control": "RE-Control", "kad": "KAD", "ram": "RAM"}
     names |= {"qalign": "QAlign", "metropolis": "suffix refreshment"}
     names |= {"tempered_smc": "suffix refreshment"}
+    names |= {"speculative_rejection": "speculative rejection"}
     for method, name in names.items():
         with pytest.raises(ElsewhereError, match=rf"^{name} needs the model .*engine='aisp'"):
             aisp.align("Hi", there, reward, method=method, progress=False)

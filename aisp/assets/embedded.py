@@ -68,6 +68,9 @@ PARTS = {
     "preference head": TrainedPart(
         "reward_head/head.safetensors", "python -m aisp.training.preference_head PAIRS"
     ),
+    "reward ensemble": TrainedPart(
+        "reward_head/ensemble.safetensors", "python -m aisp.training.reward_ensemble PAIRS"
+    ),
     "judge": TrainedPart("judge/head.safetensors", "python -m aisp.training.judge PAIRS"),
 }
 

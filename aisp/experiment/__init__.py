@@ -13,6 +13,7 @@
   `dials` are more of these, `prompt_sets` the main comparison on all sets of prompts;
 - `drift`, `beyond`: why the mean of AISP drifts (notebook 10), and the protocol and rows of the
   comparison at equal budgets (notebook 11);
+- `pool`, `selection`: every candidate of a run in numbers, and what other rules would have returned;
 - `findings`: results in words, decided by intervals; `readme`: those that stand in README.md;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
 - `prelogits`: real pre-logits, measured once for notebook 01;

@@ -4,7 +4,7 @@
   which data, code and parameters the figure was made;
 - `curves`: reward against samples used, and columns of the history, by iteration;
 - `means`: means with intervals over prompts, by label, by setting and prompt by prompt;
-- `ablations`, `speed`, `drift`, `theory`: the figures of notebooks 07, 08, 10 and 01;
+- `ablations`, `speed`, `drift`, `selection`, `theory`: figures of notebooks 07, 08, 10, 11 and 01;
 - `gallery`: which figure is made from which records (not imported here: `aisp.figures.gallery`).
 
     from aisp import figures
@@ -22,6 +22,7 @@ from aisp.figures.means import (
     residual_alignment,
     reward_guided,
 )
+from aisp.figures.selection import selection
 from aisp.figures.speed import runtime, runtime_scaling, runtime_share
 from aisp.figures.theory import (
     theory_alpha,
@@ -56,6 +57,7 @@ __all__ = [
     "runtime_scaling",
     "runtime_share",
     "save",
+    "selection",
     "style",
     "theory_alpha",
     "theory_flow",

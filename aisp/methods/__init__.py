@@ -2,7 +2,7 @@
 
 - `registry`: which methods there are (`METHODS`, `available`), their configurations (`configure`),
   and the front door (`align`);
-- `best_of_n`, `args`, `re_control`, `ram`, `kad`, `misvo`: the other systems;
+- `best_of_n`, `args`, `re_control`, `ram`, `kad`, `misvo`, `speculative_rejection`: the other systems;
 - `qalign`, `metropolis`, `elliptical_slice`, `tempered_smc`: samplers of the exact target that AISP
   replaces by a Gaussian, on what `chains` shares among them;
 - `value`, `aligner`: the trained parts that RE-Control and RAM need.

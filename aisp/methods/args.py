@@ -20,7 +20,7 @@ from aisp.engine.decoding import Decoding, take_token
 from aisp.engine.rollout import Step, decode, uniforms
 from aisp.engine.stepper import Stepper
 from aisp.policy import Policy
-from aisp.rewards.base import Reward, score
+from aisp.rewards.base import Reward, require_prefixes, score
 from aisp.state import Info, SearchConfig, SearchState, unweighted
 
 
@@ -68,6 +68,7 @@ def step(
 
     The history has `reward_calls`: responses scored in the iteration, partial and whole.
     """
+    require_prefixes(reward, "ARGS")
     n, T, device = config.n, config.max_new_tokens, policy.head_device
     choice = Decoding(config.temperature)
     u = None if choice.greedy else uniforms(state.generators(device), n, T, device)

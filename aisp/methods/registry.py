@@ -23,6 +23,7 @@ from aisp.methods import (
     qalign,
     ram,
     re_control,
+    speculative_rejection,
     tempered_smc,
 )
 from aisp.policy import Policy
@@ -45,6 +46,12 @@ METHODS: dict[str, Method] = {
     "qalign": Method(qalign.QAlignConfig, qalign.init, qalign.step),
     "ram": Method(ram.RAMConfig, ram.init, ram.step, ram.steps),
     "re_control": Method(re_control.ReControlConfig, re_control.init, re_control.step),
+    "speculative_rejection": Method(
+        speculative_rejection.SpeculativeRejectionConfig,
+        speculative_rejection.init,
+        speculative_rejection.step,
+        speculative_rejection.steps,
+    ),
     "tempered_smc": Method(tempered_smc.TemperedSMCConfig, tempered_smc.init, tempered_smc.step),
 }
 

@@ -1,7 +1,8 @@
 """What the papers measure on responses besides the reward.
 
 - `responses`: length, diversity, coherence, KL to the base policy, surprisal;
-- `comparison`: win rates, and the judges that decide them.
+- `comparison`: win rates, and the judges that decide them;
+- `selection`: which candidate of a pool to return, by other rules than the highest reward.
 """
 
 from aisp.metrics.comparison import (

@@ -3,6 +3,7 @@
 - `base`: what a reward is (`Reward`, `CallableReward`), and calling it safely (`score`);
 - `load`: from a name, a path or a function to a reward (`load_reward`);
 - `head`: the embedded preference head on the policy's own features;
+- `ensemble`: bootstrap refits of that head, scored in the same pass (`EmbeddedEnsemble`);
 - `hub`: reward models of the Hugging Face hub;
 - `judge`: the embedded judge, a second preference head on the features of `encoder`;
 - `encoder`: frozen sentence encoders.

@@ -43,6 +43,9 @@ class Reward(ABC):
 
     name: str = "reward"  # records tell rewards by it: give a class of your own another one
     files: tuple[Path, ...] = ()  # weights of its own, which records name by their hash
+    scores_prefixes: bool = (
+        True  # False: it reads whole responses only, such as a checker of answers
+    )
 
     @abstractmethod
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
@@ -65,6 +68,7 @@ class CallableReward(Reward):
         function: the function.
         name: the one given, the function's attribute `name`, or else what Python calls it.
         named: whether one of the first two; records then tell the reward by its name alone.
+        scores_prefixes: the function's attribute of this name, if it has one.
     """
 
     def __init__(self, function: Callable[[Any, str], float], name: str | None = None):
@@ -73,6 +77,7 @@ class CallableReward(Reward):
         if given is None:
             given = getattr(function, "__name__", type(function).__name__)
         self.name = str(given)
+        self.scores_prefixes = bool(getattr(function, "scores_prefixes", True))
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
         values = []
@@ -95,6 +100,20 @@ class CallableReward(Reward):
                 )
             values.append(number)
         return torch.tensor(values, dtype=torch.float64)
+
+
+def require_prefixes(reward: Reward | Callable[[Any, str], float], what: str) -> None:
+    """Refuse a reward that says it cannot score unfinished responses.
+
+    Args:
+        what: needs them, for the error.
+    """
+    if not getattr(reward, "scores_prefixes", True):
+        name = getattr(reward, "name", reward)
+        raise ValueError(
+            f"{what} scores responses before they end, and reward {name!r} reads whole ones only "
+            "(its scores_prefixes is False); use best_of_n, or a reward that reads beginnings"
+        )
 
 
 def score(

@@ -68,6 +68,10 @@ class Head:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no preference head: {error!r}") from error
 
+    def rewards(self, f: Tensor) -> Tensor:
+        """(N,) float64, from features (N, d)."""
+        return (f.double() @ self.w.double() - self.center) / self.scale
+
 
 class EmbeddedReward(Reward):
     """The preference head on the features of a policy's frozen model.
@@ -91,7 +95,11 @@ class EmbeddedReward(Reward):
         return reward
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
-        f = features(
+        return self.head.rewards(self.features(prompts, responses))
+
+    def features(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
+        """What the head reads of N pairs, (N, d)."""
+        return features(
             self.policy,
             prompts,
             responses,
@@ -99,7 +107,6 @@ class EmbeddedReward(Reward):
             poolings=[self.head.pooling],
             batch_tokens=self.batch_tokens,
         )[:, 0, 0]
-        return (f.double() @ self.head.w.double() - self.head.center) / self.head.scale
 
 
 @torch.inference_mode()

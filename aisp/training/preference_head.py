@@ -28,11 +28,16 @@ from aisp.state import generator
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3)  # inverse regularization, to choose among
 
 
-def pair_features(policy: Policy, pairs: Sequence[Pair], layers: Sequence[int]) -> Tensor:
+def pair_features(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    layers: Sequence[int],
+    poolings: Sequence[str] = POOLINGS,
+) -> Tensor:
     """Features of the chosen and the rejected responses, (2, N, layers, poolings, d)."""
     prompts = [p.messages for p in pairs] * 2
     responses = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    f = features(policy, prompts, responses, layers=layers, progress=True)
+    f = features(policy, prompts, responses, layers=layers, poolings=poolings, progress=True)
     return f.unflatten(0, (2, len(pairs)))
 
 
@@ -51,25 +56,36 @@ def train(
         bool; and that strength.
     """
     import numpy as np
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import KFold
 
-    spread = torch.cat([chosen, rejected]).std(0).clamp(min=1e-6)
-    D = ((chosen - rejected) / spread).double().numpy()
-
-    def fit(rows, c):
-        # Each pair enters in both orders: the label carries no information, only the sign does.
-        X, y = np.concatenate([D[rows], -D[rows]]), np.repeat([1, 0], len(rows))
-        model = LogisticRegression(C=c, fit_intercept=False, max_iter=1000)
-        return model.fit(X, y).coef_[0]
-
+    D, _ = _standardized(chosen, rejected)
     correct = np.zeros((len(cs), len(D)), dtype=bool)
     for fitted, held in KFold(folds, shuffle=True, random_state=seed).split(D):
         for k, c in enumerate(cs):
-            correct[k, held] = D[held] @ fit(fitted, c) > 0
+            correct[k, held] = D[held] @ _logistic(D[fitted], c) > 0
     best = int(correct.mean(1).argmax())
-    w = torch.from_numpy(fit(np.arange(len(D)), cs[best])).float() / spread
-    return w, torch.from_numpy(correct[best]), cs[best]
+    return fit(chosen, rejected, cs[best]), torch.from_numpy(correct[best]), cs[best]
+
+
+def fit(chosen: Tensor, rejected: Tensor, c: float) -> Tensor:
+    """w (d,) of the logistic regression on feature differences, at inverse regularization c."""
+    D, spread = _standardized(chosen, rejected)
+    return torch.from_numpy(_logistic(D, c)).float() / spread
+
+
+def _standardized(chosen: Tensor, rejected: Tensor) -> tuple[Any, Tensor]:
+    """Differences (N, d) in units of the features' spread, as a float64 array; and that spread (d,)."""
+    spread = torch.cat([chosen, rejected]).std(0).clamp(min=1e-6)
+    return ((chosen - rejected) / spread).double().numpy(), spread
+
+
+def _logistic(D: Any, c: float) -> Any:
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    # Each pair enters in both orders: the label carries no information, only the sign does.
+    X, y = np.concatenate([D, -D]), np.repeat([1, 0], len(D))
+    return LogisticRegression(C=c, fit_intercept=False, max_iter=1000).fit(X, y).coef_[0]
 
 
 def select(
@@ -123,18 +139,24 @@ def calibrate(
     seed: int,
     n: int = 16,
 ) -> tuple[float, float]:
-    """Center and scale: mean, and root mean square deviation within a prompt, of a score over n
-    sampled responses of the policy (temperature 1) to each prompt.
+    """Center and scale: mean, and root mean square deviation within a prompt, of a score over the
+    `samples` of the policy.
 
     Args:
         values: from N prompts and responses to their scores, (N,).
     """
+    found = values(*samples(policy, prompts, seed, n)).double().view(len(prompts), n)
+    return found.mean().item(), found.var(1, correction=1).mean().sqrt().item()
+
+
+def samples(
+    policy: Policy, prompts: Sequence[Any], seed: int, n: int = 16
+) -> tuple[list[Any], list[str]]:
+    """n responses of the policy (temperature 1, 48 tokens) to each prompt, and n times each prompt."""
     prefixes = [policy.prefix(p) for p in prompts]
     sources = [generator(seed, p, 0, policy.head_device) for p in prompts]
     out = rollout(policy, prefixes, n, 48, decoding=Decoding(1.0), generators=sources)
-    found = values([p for p in prompts for _ in range(n)], [t for row in out.texts for t in row])
-    found = found.double().view(len(prompts), n)
-    return found.mean().item(), found.var(1, correction=1).mean().sqrt().item()
+    return [p for p in prompts for _ in range(n)], [t for row in out.texts for t in row]
 
 
 def write(folder: Path, head: Head, report: dict[str, Any]) -> None:

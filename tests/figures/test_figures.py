@@ -50,6 +50,34 @@ def test_reward_curves_draw_the_means_over_common_prompts():
         np.testing.assert_array_equal(drawn[label], again[label])
 
 
+def test_selection_draws_judge_against_reward_along_the_number_of_samples():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"label": label, "rule": rule, "prompt": p, "seed": s, "samples": n}
+        | {"reward": np.log2(n) + rng.normal(), "judged": -((n - 4) ** 2) + rng.normal()}
+        for label in ("best-of-n", "AISP")
+        for rule in ("best-of-n", "ensemble, k = 2", "other")
+        for p in ("p0", "p1")
+        for s in (0, 1)
+        for n in (1, 4, 16)
+    ]
+    table = pd.DataFrame(rows).sample(frac=1, random_state=0)  # no order is relied on
+    fig = figures.selection(table, ["best-of-n", "ensemble, k = 2"])
+    assert [ax.get_title(loc="left") for ax in fig.axes] == [
+        f"candidates of {x}" for x in dict.fromkeys(table["label"])
+    ]
+    for ax, label in zip(fig.axes, dict.fromkeys(table["label"]), strict=True):
+        drawn = {x.get_label(): x.get_xydata() for x in ax.lines if len(x.get_xydata()) > 1}
+        assert set(drawn) == {"best-of-n", "ensemble, k = 2"}
+        for rule, points in drawn.items():
+            own = table[(table["label"] == label) & (table["rule"] == rule)]
+            exact = own.groupby("samples")[["reward", "judged"]].mean()
+            np.testing.assert_allclose(points, exact)
+        rings = [x.get_xydata()[0] for x in ax.lines if len(x.get_xydata()) == 1]
+        np.testing.assert_allclose(rings, [points[1] for points in drawn.values()])  # n = 4
+        assert [x.get_text() for x in ax.texts] == ["n = 1", "n = 4", "n = 16"]
+
+
 def test_histories_draw_one_panel_per_column():
     fig = figures.histories(records(), {"reward_best": "best reward", "ess": "ESS"})
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["best reward", "ESS"]
