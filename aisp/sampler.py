@@ -108,12 +108,10 @@ class AISPConfig(IndependentConfig):
         if self.antithetic and self.n % 2:
             raise ValueError(f"n is {self.n}; antithetic pairs need an even one")
         check_whole(self, "block", most=self.tau, note=" (tau)")
-        for name, *range_ in (
-            ("ess", 1 / self.n, 1, "1/n to 1"),
-            ("kl_bound", 0, log(self.n), "0 to log n"),
-        ):
-            if getattr(self, name) is not None:
-                self._check_lam_by(name, *range_)
+        if self.ess is not None:
+            self._check_lam_by("ess", 1 / self.n, 1, "1/n to 1")
+        if self.kl_bound is not None:
+            self._check_lam_by("kl_bound", 0, log(self.n), "0 to log n")
         if self.ess is not None and self.kl_bound is not None:
             raise ValueError(
                 f"ess is {self.ess:g} and kl_bound {self.kl_bound:g}; each of them sets lam: leave "
