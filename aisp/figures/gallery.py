@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp import figures
-from aisp.experiment import ablations, dials, drift, load, main_results, summary
+from aisp.experiment import ablations, dials, drift, load, main_results, prefix_share, summary
 from aisp.provenance import checkout, file_sha256
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ def _drift(records: "pd.DataFrame") -> "Figure":
     return figures.drift(drift.predictions(records[records["label"].isin(labels)]))
 
 
+def _prefix_share(table: "pd.DataFrame") -> "Figure":
+    """Of notebook 10: where in time the signal is."""
+    return figures.prefix_share(prefix_share.explained(table), table["prompt"].nunique())
+
+
 def _questions(
     records: "pd.DataFrame", names: Sequence[str]
 ) -> tuple["pd.DataFrame", dict[str, ablations.Question]]:
@@ -112,6 +117,7 @@ def _recipes() -> dict[str, Recipe]:
     budget = ("ablations_budget.csv",)
     recipes["ablation_budget"] = Recipe("07_ablations", budget, figures.over_optimization)
     recipes["drift"] = Recipe("10_drift", ("ablations.jsonl",), _drift)
+    recipes["drift_prefixes"] = Recipe("10_drift", ("drift_prefixes.csv",), _prefix_share)
     paired = partial(_main, figures.paired_differences, first="AISP")
     for name in ("main_results", "main_results_shp", "main_results_hh"):
         files = (f"{name}.jsonl",)

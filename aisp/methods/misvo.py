@@ -214,13 +214,15 @@ class Head:
         about = policy.model.config.get_text_config()
         self.cap = getattr(about, "final_logit_softcapping", None)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """As the model has them at pre-logits (..., d), (..., |V|) float32."""
+        logits = self.module(x.to(self.dtype)).float()
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
     def law(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """softmax of the logits at pre-logits (..., d), and d logits / d (W x), (..., |V|) each."""
-        logits = self.module(x.to(self.dtype)).float()
-        slope: Tensor | float = 1.0
-        if self.cap is not None:
-            logits = self.cap * torch.tanh(logits / self.cap)
-            slope = 1 - (logits / self.cap) ** 2
+        logits = self.logits(x)
+        slope = 1.0 if self.cap is None else 1 - (logits / self.cap) ** 2
         return torch.softmax(logits / self.temperature, -1), slope
 
 
