@@ -8,9 +8,12 @@ Sobol's index: Sobol, 1993; Janon et al., arXiv:1303.6447.)
 
 A group is one perturbation V and, for each t, another one that keeps its first t steps. Members that
 keep s and t steps share min(s, t), so that every pair of members is such a pair.
+
+Beside it, what credit by token would have: r(y) - r(y_<t), the reward less that of the text before
+step t, as the weight's reward for the control at step t.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,28 +37,44 @@ STEPS = (1, 2, 4, 8, 16, 24, 32)
 GROUPS = 64
 
 
-def path_of(profile: str) -> Path:
-    """Where `kept` keeps its table."""
-    return records_path("drift_prefixes", profile).with_suffix(".csv")
+def path_of(name: str, profile: str) -> Path:
+    """Where `kept` keeps a table."""
+    return records_path(f"drift_{name}", profile).with_suffix(".csv")
 
 
 def kept(
-    profile: str, policy: Policy, reward: Reward, prompts: Sequence[Prompt], **size: Any
-) -> "pd.DataFrame":
-    """`shared_noise`, computed once, in data/results/<profile>/drift_prefixes.csv.
+    profile: str,
+    policy: Policy,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    *,
+    groups: int,
+    samples: int,
+    **size: Any,
+) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """`shared_noise` and `prefix_rewards`, computed once.
+
+    In data/results/<profile>/drift_prefixes.csv and drift_credit.csv.
 
     Args:
-        **size: of `shared_noise`.
+        groups: of `shared_noise`.
+        samples: of `prefix_rewards`.
+        **size: of both.
     """
-    path = path_of(profile)
-    path.parent.mkdir(parents=True, exist_ok=True)
     made = {"policy": policy.name, "reward": reward.name, "dtype": str(policy.dtype)[6:], **size}
     made |= {"prompts": [p.id for p in prompts], "steps": list(size["steps"])}
 
-    def compute() -> "pd.DataFrame":
-        return shared_noise(policy, reward, prompts, **size).round(5)
+    def one(name: str, measure: "Callable[..., pd.DataFrame]", **own: int) -> "pd.DataFrame":
+        path = path_of(name, profile)
+        path.parent.mkdir(parents=True, exist_ok=True)
 
-    return computed_once(path, [], compute, **made)
+        def compute() -> "pd.DataFrame":
+            return measure(policy, reward, prompts, **size, **own).round(5)
+
+        return computed_once(path, [], compute, **made, **own)
+
+    shared = one("prefixes", shared_noise, groups=groups)
+    return shared, one("credit", prefix_rewards, samples=samples)
 
 
 def shared_noise(
@@ -105,6 +124,82 @@ def shared_noise(
         found.insert(0, "prompt", prompt.id)
         parts.append(found)
     return pd.concat(parts, ignore_index=True)
+
+
+def prefix_rewards(
+    policy: Policy,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    *,
+    steps: Sequence[int],
+    samples: int,
+    max_new_tokens: int,
+    sigma: float = SIGMA,
+    seed: int = 0,
+) -> "pd.DataFrame":
+    """Rewards of responses to noise only, and of their texts as they are after some of the steps.
+
+    Returns:
+        One row per prompt and response: prompt, group (its number), and rewards in columns named by
+        the number of tokens: those of `steps`, and max_new_tokens for the whole response.
+    """
+    import pandas as pd
+
+    T, parts = max_new_tokens, []
+    zero = torch.zeros(1, T, policy.d, device=policy.head_device)
+    for prompt in prompts:
+        source = generator(seed, prompt, 0, policy.head_device)
+        V = perturbations(zero, samples, sigma, [source])
+        out = rollout(policy, [policy.prefix(prompt, T)], samples, T, V=V)
+        ends = list(zip(out.tokens[0].tolist(), out.lengths[0].tolist(), strict=True))
+        found = {"prompt": prompt.id, "group": range(samples)}
+        for t in (*steps, T):
+            texts = policy.decode([tokens[: min(t, end)] for tokens, end in ends])
+            found[str(t)] = score(reward, [prompt], [texts])[0].tolist()
+        parts.append(pd.DataFrame(found))
+    return pd.concat(parts, ignore_index=True)
+
+
+def credit(table: "pd.DataFrame") -> "pd.DataFrame":
+    """What credit by token does to the spread of the rewards, within prompts.
+
+    Args:
+        table: from `prefix_rewards`.
+
+    Returns:
+        Index: the step that the credit is for (steps before it + 1). Columns, variances over that of
+        r(y): credit, of r(y) - r(y_<t); best c, the c with the smallest variance of r(y) - c r(y_<t);
+        and with c, that variance.
+    """
+    import numpy as np
+    import pandas as pd
+
+    columns = [x for x in table.columns if x not in ("prompt", "group")]
+    C = np.mean([np.cov(of[columns].T) for _, of in table.groupby("prompt")], axis=0)
+    whole, before, both = C[-1, -1], C.diagonal()[:-1], C[-1, :-1]
+    best = both / before
+    return pd.DataFrame(
+        {
+            "credit": (whole - 2 * both + before) / whole,
+            "best c": best,
+            "with c": 1 - best * both / whole,
+        },
+        index=pd.Index([int(x) + 1 for x in columns[:-1]], name="step"),
+    )
+
+
+def credit_sentence(found: "pd.DataFrame") -> str:
+    """Whether credit by token would take noise out where the signal is."""
+    worse = found[found["credit"] > 1]
+    listed = ", ".join(f"{v:.2f} at step {t}" for t, v in found["credit"].items())
+    after = f", and with it to {found['with c'].iloc[-1]:.2f} at step {found.index[-1]}"
+    return (
+        f"The variance of r(y) - r(y_<t), as a multiple of that of r(y): {listed}. It is larger than "
+        f"without credit at {len(worse)} of {len(found)} steps measured"
+        + (f", up to step {worse.index[-1]}" if len(worse) else "")
+        + f". A fitted c r(y_<t) would take it to {found['with c'].iloc[0]:.2f} at step "
+        f"{found.index[0]}{after}."
+    )
 
 
 def explained(table: "pd.DataFrame", *, draws: int = 10_000, seed: int = 0) -> "pd.DataFrame":

@@ -9,6 +9,7 @@ from aisp.engine.rollout import rollout
 from aisp.experiment import prefix_share
 from aisp.prompts import Prompt
 from aisp.rewards import CallableReward
+from aisp.state import generator
 
 PROMPTS = [
     Prompt(f"p{i}", [{"role": "user", "content": text}], "builtin")
@@ -93,10 +94,53 @@ def test_members_share_the_perturbations_of_their_first_steps(tiny, monkeypatch)
     pd.testing.assert_frame_equal(again, table)
 
 
-def test_the_table_is_computed_once(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(prefix_share, "path_of", lambda profile: tmp_path / "new" / "t.csv")
-    own = dict(steps=(1,), groups=2, max_new_tokens=3, sigma=1.0, seed=0)
+def test_rewards_of_prefixes_are_those_of_their_texts(tiny):
+    policy, T = tiny(), 5
+    reward = CallableReward(lambda prompt, text: float(len(set(text))) + len(text) / 8)
+    table = prefix_share.prefix_rewards(
+        policy, reward, PROMPTS, steps=(1, 3), samples=4, max_new_tokens=T, sigma=1.0, seed=3
+    )
+    assert table.columns.tolist() == ["prompt", "group", "1", "3", "5"] and len(table) == 8
+    for prompt in PROMPTS:
+        g = generator(3, prompt, 0, torch.device("cpu"))
+        V = torch.randn(1, 4, T, policy.d, generator=g)
+        out = rollout(policy, [policy.prefix(prompt)], 4, T, V=V)
+        rows = table[table["prompt"] == prompt.id].reset_index()
+        for i, (y, end) in enumerate(zip(out.tokens[0], out.lengths[0], strict=True)):
+            for t in (1, 3, 5):
+                (text,) = policy.decode([y[: min(t, int(end))].tolist()])
+                assert rows[str(t)][i] == len(set(text)) + len(text) / 8
+
+
+def test_what_credit_does_to_the_spread():
+    """r = 2 a + b + e, known after two steps as 3 a, then as 2 a + b; prompts differ in their mean."""
+    rng, parts = np.random.default_rng(0), []
+    for p in range(3):
+        a, b, e = rng.normal(size=(3, 200_000))
+        rows = {"prompt": f"p{p}", "group": range(len(a)), "2": 3 * a, "4": 2 * a + b + 5 * p}
+        parts.append(pd.DataFrame(rows | {"8": 2 * a + b + e - 7 * p}))
+    found = prefix_share.credit(pd.concat(parts))
+    assert found.index.tolist() == [3, 5]
+    np.testing.assert_allclose(found["credit"], [3 / 6, 1 / 6], atol=0.005)
+    np.testing.assert_allclose(found["best c"], [2 / 3, 1], atol=0.005)
+    np.testing.assert_allclose(found["with c"], [2 / 6, 1 / 6], atol=0.005)
+    said = prefix_share.credit_sentence(found)
+    assert (
+        "0.50 at step 3, 0.17 at step 5. It is larger than without credit at 0 of 2 steps" in said
+    )
+    found["credit"] += 0.6
+    assert "at 1 of 2 steps measured, up to step 3. A fitted" in prefix_share.credit_sentence(found)
+
+
+def test_the_tables_are_computed_once(tiny, monkeypatch, tmp_path):
+    places = lambda name, profile: tmp_path / "new" / f"{name}.csv"  # noqa: E731
+    monkeypatch.setattr(prefix_share, "path_of", places)
+    own = dict(steps=(1,), max_new_tokens=3, sigma=1.0, seed=0, groups=3, samples=2)
     reward = CallableReward(lambda prompt, text: float(len(text)), name="length")
     first = prefix_share.kept("smoke", tiny(), reward, PROMPTS, **own)
-    monkeypatch.setattr(prefix_share, "shared_noise", None)  # not called again
-    pd.testing.assert_frame_equal(prefix_share.kept("smoke", tiny(), reward, PROMPTS, **own), first)
+    assert [len(x) for x in first] == [6, 4]
+    monkeypatch.setattr(prefix_share, "rollout", None)  # not called again
+    for one, again in zip(
+        first, prefix_share.kept("smoke", tiny(), reward, PROMPTS, **own), strict=True
+    ):
+        pd.testing.assert_frame_equal(one, again)
