@@ -24,7 +24,7 @@ from aisp.engine.rollout import rollout
 from aisp.experiment.measures import computed_once
 from aisp.experiment.profiles import records_path
 from aisp.policy import Policy
-from aisp.prompts import Prompt
+from aisp.prompts import Prompt, load_prompts
 from aisp.rewards.base import Reward, score
 from aisp.sampler import perturbations
 from aisp.state import generator
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 SIGMA = 0.65  # as the trials of noise only chose it (notebook 11)
 STEPS = (1, 2, 4, 8, 16, 24, 32)
-GROUPS = 64
+SIZES = {
+    "smoke": {"prompts": 1, "groups": 4, "samples": 4},
+    "cpu": {"prompts": 8, "groups": 64, "samples": 32},
+}
 
 
 def path_of(name: str, profile: str) -> Path:
@@ -43,38 +46,30 @@ def path_of(name: str, profile: str) -> Path:
 
 
 def kept(
-    profile: str,
-    policy: Policy,
-    reward: Reward,
-    prompts: Sequence[Prompt],
-    *,
-    groups: int,
-    samples: int,
-    **size: Any,
+    profile: str, policy: Policy, reward: Reward, *, max_new_tokens: int, seed: int = 0
 ) -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """`shared_noise` and `prefix_rewards`, computed once.
+    """`shared_noise` and `prefix_rewards` on development prompts, computed once.
 
     In data/results/<profile>/drift_prefixes.csv and drift_credit.csv.
-
-    Args:
-        groups: of `shared_noise`.
-        samples: of `prefix_rewards`.
-        **size: of both.
     """
-    made = {"policy": policy.name, "reward": reward.name, "dtype": str(policy.dtype)[6:], **size}
-    made |= {"prompts": [p.id for p in prompts], "steps": list(size["steps"])}
+    size = SIZES["smoke" if profile == "smoke" else "cpu"]
+    prompts = load_prompts("builtin", split="dev", limit=size["prompts"])
+    common: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sigma": SIGMA, "seed": seed}
+    common["steps"] = [t for t in STEPS if t < max_new_tokens]
+    made = {"policy": policy.name, "reward": reward.name, "dtype": str(policy.dtype)[6:], **common}
+    made["prompts"] = [p.id for p in prompts]
 
     def one(name: str, measure: "Callable[..., pd.DataFrame]", **own: int) -> "pd.DataFrame":
         path = path_of(name, profile)
         path.parent.mkdir(parents=True, exist_ok=True)
 
         def compute() -> "pd.DataFrame":
-            return measure(policy, reward, prompts, **size, **own).round(5)
+            return measure(policy, reward, prompts, **common, **own).round(5)
 
         return computed_once(path, [], compute, **made, **own)
 
-    shared = one("prefixes", shared_noise, groups=groups)
-    return shared, one("credit", prefix_rewards, samples=samples)
+    shared = one("prefixes", shared_noise, groups=size["groups"])
+    return shared, one("credit", prefix_rewards, samples=size["samples"])
 
 
 def shared_noise(
