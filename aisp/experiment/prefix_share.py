@@ -187,13 +187,12 @@ def credit_sentence(found: "pd.DataFrame") -> str:
     """Whether credit by token would take noise out where the signal is."""
     worse = found[found["credit"] > 1]
     listed = ", ".join(f"{v:.2f} at step {t}" for t, v in found["credit"].items())
-    after = f", and with it to {found['with c'].iloc[-1]:.2f} at step {found.index[-1]}"
+    until = f", up to step {worse.index[-1]}" if len(worse) else ""
     return (
-        f"The variance of r(y) - r(y_<t), as a multiple of that of r(y): {listed}. It is larger than "
-        f"without credit at {len(worse)} of {len(found)} steps measured"
-        + (f", up to step {worse.index[-1]}" if len(worse) else "")
-        + f". A fitted c r(y_<t) would take it to {found['with c'].iloc[0]:.2f} at step "
-        f"{found.index[0]}{after}."
+        f"The variance of $r(y) - r(y_{{<t}})$, as a multiple of that of $r(y)$: {listed}. It is larger "
+        f"than without credit at {len(worse)} of {len(found)} steps measured{until}. With a fitted "
+        f"constant before $r(y_{{<t}})$ it would be {found['with c'].iloc[0]:.2f} at step "
+        f"{found.index[0]} and {found['with c'].iloc[-1]:.2f} at step {found.index[-1]}."
     )
 
 

@@ -129,7 +129,7 @@ def test_what_credit_does_to_the_spread():
         "0.50 at step 3, 0.17 at step 5. It is larger than without credit at 0 of 2 steps" in said
     )
     found["credit"] += 0.6
-    assert "at 1 of 2 steps measured, up to step 3. A fitted" in prefix_share.credit_sentence(found)
+    assert "at 1 of 2 steps measured, up to step 3. With a" in prefix_share.credit_sentence(found)
 
 
 def test_the_tables_are_computed_once(tiny, monkeypatch, tmp_path):
