@@ -31,12 +31,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AISP, VARIATE, MISVO, START = "AISP", "AISP, control variate", "MISVO", "best-of-n, T = 1"
-PENALTIES = {
-    MISVO: "fisher",
-    "MISVO, KL penalty": "kl",
-    "MISVO, no penalty": "none",
-}
-SOFTMAX = "MISVO, no penalty, softmax weights"
+FREE = "MISVO, no penalty"
+SOFTMAX = f"{FREE}, softmax weights"
+PENALTIES = {MISVO: "fisher", "MISVO, KL penalty": "kl", FREE: "none"}
 STEPS = (0.1, 1.0, 5.0)  # the first one is MISVO's published step
 SIGMA = 0.65  # of AISP, as its trials chose it (notebook 11)
 PROMPTS, TRIAL_PROMPTS = 8, 4  # development prompts: those of the table, then those of the trials
@@ -69,7 +66,7 @@ def settings(budget: dict[str, int], steps: dict[str, float]) -> dict[str, dict[
     for label, penalty in PENALTIES.items():
         own = {"step_size": steps[label], "regularization": penalty}
         rows[label] = {"method": "misvo", **own, **budget}
-    return rows | {SOFTMAX: rows[label] | {"weights": "softmax"}}
+    return rows | {SOFTMAX: rows[FREE] | {"weights": "softmax"}}
 
 
 def trials(budget: dict[str, int]) -> dict[str, dict[str, Any]]:
