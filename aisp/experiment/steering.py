@@ -30,9 +30,8 @@ from aisp.state import generator
 if TYPE_CHECKING:
     import pandas as pd
 
-AISP, VARIATE, MISVO, START = "AISP", "AISP, control variate", "MISVO", "best-of-n, T = 1"
+AISP, VARIATE, MISVO = "AISP", "AISP, control variate", "MISVO"
 FREE = "MISVO, no penalty"
-SOFTMAX = f"{FREE}, softmax weights"
 PENALTIES = {MISVO: "fisher", "MISVO, KL penalty": "kl", FREE: "none"}
 STEPS = (0.1, 1.0, 5.0)  # the first one is MISVO's published step
 SIGMA = 0.65  # of AISP, as its trials chose it (notebook 11)
@@ -48,34 +47,32 @@ MEASURES = {
 
 
 def settings(budget: dict[str, int], steps: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """The methods of the table, as `align` takes them.
-
-    Best-of-n at temperature 1 is MISVO with u = 0. MISVO with AISP's softmax weights has no trials of
-    its own: it takes the step of MISVO without a penalty.
+    """The methods that are compared, as `align` takes them.
 
     Args:
         budget: n, kappa and max_new_tokens.
-        steps: label of PENALTIES -> step_size.
+        steps: label of PENALTIES -> its step_size.
     """
     ours = {"method": "aisp", "sigma": SIGMA, **budget}
-    rows = {
-        START: {"method": "best_of_n", "temperature": 1.0, "top_p": 1.0, **budget},
-        AISP: ours,
-        VARIATE: ours | {"alpha": 1.0, "control_variate": True},
-    }
-    for label, penalty in PENALTIES.items():
-        own = {"step_size": steps[label], "regularization": penalty}
+    rows = {AISP: ours, VARIATE: ours | {"alpha": 1.0, "control_variate": True}}
+    for label in (MISVO, FREE):
+        own = {"step_size": steps[label], "regularization": PENALTIES[label]}
         rows[label] = {"method": "misvo", **own, **budget}
-    return rows | {SOFTMAX: rows[FREE] | {"weights": "softmax"}}
+    return rows
 
 
 def trials(budget: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """Every label of PENALTIES with every step of STEPS."""
-    found: dict[str, dict[str, Any]] = {}
-    for step in STEPS:
-        rows = settings(budget, dict.fromkeys(PENALTIES, step))
-        found |= {f"{label}, step {step:g}": rows[label] for label in PENALTIES}
-    return found
+    """MISVO and its two ablations with every step of STEPS, as `align` takes them."""
+    return {
+        f"{label}, step {step:g}": {
+            "method": "misvo",
+            "step_size": step,
+            "regularization": penalty,
+            **budget,
+        }
+        for step in STEPS
+        for label, penalty in PENALTIES.items()
+    }
 
 
 def chosen_steps(tried: "pd.DataFrame") -> dict[str, float]:
@@ -118,8 +115,7 @@ def measured(
     """Run each method on all prompts together, and measure where its u ended.
 
     Returns:
-        One row per label and prompt: label, prompt, and the columns of MEASURES. u is 0 where a
-        method has none; `gaussian` is NaN where it is not the mean of a Gaussian; `seconds` are those
+        One row per label and prompt: label, prompt, and the columns of MEASURES. `gaussian` is NaN where it is not the mean of a Gaussian; `seconds` are those
         of this process on its processors, for the whole run, by prompt.
     """
     import pandas as pd
@@ -141,8 +137,7 @@ def measured(
         begun = time.process_time()
         outs = align(list(prompts), policy, reward, seed=seed, progress=False, **given)
         seconds = (time.process_time() - begun) / len(prompts)
-        zero = torch.zeros(T, policy.d)
-        U = torch.stack([zero if out.U is None else out.U for out in outs])
+        U = torch.stack([out.U for out in outs])
         sigma = given.get("sigma")
         rows = {
             "label": label,
@@ -176,19 +171,6 @@ def steered_kl(policy: Policy, reference: Rollout, U: Tensor) -> Tensor:
         laws = [head.logits(x) for x in (at + U[:, None, t], at)]
         total += (token_kl(*laws) * (t < reference.lengths)).sum(1) / n
     return total
-
-
-def trial_table(tried: "pd.DataFrame") -> "pd.DataFrame":
-    """Mean best reward of every trial, and which step was taken: one row per label of PENALTIES."""
-    import pandas as pd
-
-    means, taken = tried.groupby("label")["reward"].mean(), chosen_steps(tried)
-    rows = {
-        label: {f"step {s:g}": f"{means[f'{label}, step {s:g}']:.2f}" for s in STEPS}
-        | {"taken": f"{taken[label]:g}"}
-        for label in PENALTIES
-    }
-    return pd.DataFrame(rows).T
 
 
 def table(found: "pd.DataFrame") -> "pd.DataFrame":
@@ -239,18 +221,33 @@ def against(
     return findings.gap(wide[first] - wide[second], first, second, names[column])
 
 
+def trial_sentences(tried: "pd.DataFrame") -> list[str]:
+    """Which steps were chosen, and how far each penalty lets the samples themselves rise."""
+    steps = [f"{step:g} for {label}" for label, step in chosen_steps(tried).items()]
+    said = [f"Steps chosen, of {', '.join(f'{x:g}' for x in STEPS)}: {', '.join(steps)}."]
+    means, highest = tried.groupby("label")[["last", "kl", "u"]].mean(), []
+    for label in PENALTIES:
+        top = means.loc[[f"{label}, step {s:g}" for s in STEPS]].sort_values("last").iloc[-1]
+        highest.append(f"{top['last']:.2f} at a KL of {top['kl']:.1f} for {top.name}")
+    said.append(f"Highest mean of the last iteration's samples: {'; '.join(highest)}.")
+    lost = means.index[means["u"] > 1000]
+    if len(lost):
+        said.append(f"u grows without bound, to a length over 1,000, in: {'; '.join(lost)}.")
+    return said
+
+
 def sentences(found: "pd.DataFrame") -> list[str | findings.Contrast]:
     """What is left of MISVO's claim: that AISP steers several times farther, for less reward."""
     said: list[str | findings.Contrast] = []
-    for ours in (AISP, VARIATE):
-        u, kl = (times(found, column, ours, MISVO) for column in ("u", "kl"))
-        said.append(
-            f"**{ours}** ends with a U {_times(u)} as long as that of {MISVO}, and a KL on reference "
-            f"prefixes {_times(kl)} as large."
-        )
-    pairs = [(AISP, MISVO), (VARIATE, MISVO), (MISVO, START), (SOFTMAX, MISVO)]
-    said += [against(found, *pair) for pair in pairs]
-    said += [against(found, *pair, column="last") for pair in ((AISP, MISVO), (MISVO, START))]
+    for other in (MISVO, FREE):
+        for ours in (AISP, VARIATE):
+            u, kl = (times(found, column, ours, other) for column in ("u", "kl"))
+            said.append(
+                f"**{ours}** ends with a U {_times(u)} as long as that of {other}, and a KL on "
+                f"reference prefixes {_times(kl)} as large."
+            )
+        pairs = [(ours, x) for x in ("reward", "last") for ours in (AISP, VARIATE)]
+        said += [against(found, ours, other, measure) for ours, measure in pairs]
     farther = min(times(found, x, AISP, MISVO)[1] for x in ("u", "kl")) > 1
     gain = against(found, AISP, MISVO).verdict
     finds = {"lower": "finds less", "higher": "finds more, not less"}

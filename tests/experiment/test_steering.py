@@ -34,6 +34,17 @@ def test_the_kl_is_that_of_the_metrics_on_the_reference_responses(tiny, name):
     assert not steering.steered_kl(policy, out, torch.zeros_like(U)).any()
 
 
+TRIED = pd.DataFrame(
+    [
+        {"label": x, "prompt": p, "reward": 2.0 if x == "MISVO, step 1" else 1.0}
+        | {"u": 2000.0 if x == "MISVO, step 5" else 1.0, "kl": 7.0}
+        | {"last": 3.0 if x == "MISVO, no penalty, step 5" else 0.5}
+        for x in steering.trials(BUDGET)
+        for p in "ab"
+    ]
+)
+
+
 def fake(**values):
     """One row per label and prompt; each number is a mean, with prompts a little around it."""
     rows = []
@@ -52,9 +63,12 @@ def test_the_claim_in_sentences():
     assert "prefixes 30 times [29.9, 30.1] as large" in said[0]
     assert "**AISP, control variate** ends with a U 1 times [1, 1]" in said[1]
     assert "**AISP** is below MISVO by 1.00" in said[2]
-    assert "In the mean of the last samples, **AISP** is not distinguishable" in said[6]
+    assert "In the mean of the last samples, **AISP** is not distinguishable" in said[4]
     assert said[-2] == "Of the claim: AISP as published steers farther, and finds less, here."
     assert "MISVO takes 1 times [1, 1] the processor time of AISP" in said[-1]
+    assert (
+        "**AISP** ends with a U 30 times [29.7, 30.3] as long as that of MISVO, no pen" in said[6]
+    )
     for best, finds in ((4.0, "finds more, not less"), (3.0, "is not shown to find less")):
         other = steering.sentences(fake(AISP=dict(reward=best)))[-2]
         assert (
@@ -68,18 +82,19 @@ def test_the_claim_in_sentences():
 
 
 def test_the_step_is_that_of_the_highest_mean():
-    labels = list(steering.trials(BUDGET))
-    assert len(labels) == 9 and steering.trials(BUDGET)["MISVO, step 5"]["step_size"] == 5
-    rewards = {"MISVO, step 1": 2.0, "MISVO, KL penalty, step 5": 1.0, "MISVO, step 5": 1.9}
-    tried = pd.DataFrame(
-        [{"label": x, "prompt": p, "reward": rewards.get(x, 0.0)} for x in labels for p in "ab"]
-    )
-    chosen = steering.chosen_steps(tried)
-    assert list(chosen.values()) == [1.0, 5.0, 0.1]  # the first of equals
-    assert steering.trial_table(tried).loc["MISVO"].tolist() == ["0.00", "2.00", "1.90", "1"]
-    rows = steering.settings(BUDGET, chosen)
-    assert rows[steering.SOFTMAX]["step_size"] == 0.1 and rows["MISVO"]["step_size"] == 1
-    assert rows["MISVO, KL penalty"]["regularization"] == "kl"
+    planned = steering.trials(BUDGET)
+    assert len(planned) == 9 and planned["MISVO, step 5"]["step_size"] == 5
+    assert planned["MISVO, KL penalty, step 1"]["regularization"] == "kl"
+    assert steering.chosen_steps(TRIED)["MISVO"] == 1
+    assert list(steering.chosen_steps(TRIED.assign(reward=0.0)).values()) == [0.1] * 3  # the first
+    rows = steering.settings(BUDGET, {"MISVO": 0.1, "MISVO, no penalty": 5.0})
+    assert (rows["MISVO"]["step_size"], rows["MISVO, no penalty"]["step_size"]) == (0.1, 5.0)
+    assert rows["MISVO, no penalty"]["regularization"] == "none"
+    one, two, three = steering.trial_sentences(TRIED)
+    assert one.startswith("Steps chosen, of 0.1, 1, 5: 1 for MISVO, 0.1 for MISVO, KL penalty,")
+    assert "3.00 at a KL of 7.0 for MISVO, no penalty, step 5." in two and two.count(";") == 2
+    assert three == "u grows without bound, to a length over 1,000, in: MISVO, step 5."
+    assert len(steering.trial_sentences(TRIED.assign(u=1.0))) == 2
 
 
 def test_what_is_measured_is_where_the_run_ended(tiny, monkeypatch, tmp_path):
@@ -88,7 +103,7 @@ def test_what_is_measured_is_where_the_run_ended(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(steering, "records_path", places)
     scorer = CallableReward(reward, name="tiny reward")
     tried, found = steering.kept("smoke", tiny(), scorer, BUDGET)
-    assert len(tried) == 9 and len(found) == 7
+    assert len(tried) == 9 and len(found) == 4
     assert set(tried["prompt"]).isdisjoint(found["prompt"])
     prompt = load_prompts("builtin", split="dev", limit=1)[0]
     methods = steering.settings(BUDGET, steering.chosen_steps(tried))
@@ -97,8 +112,8 @@ def test_what_is_measured_is_where_the_run_ended(tiny, monkeypatch, tmp_path):
         out = aisp.align(prompt, tiny(), scorer, seed=0, progress=False, **own)
         assert row.reward == pytest.approx(out.reward, abs=1e-4)
         assert row.last == pytest.approx(out.history["reward_mean"].iloc[-1], abs=1e-4)
-        length = 0.0 if out.U is None else out.U.norm().item()
-        assert row.u == pytest.approx(length, abs=1e-3) and (row.u > 0) == (row.kl > 0)
+        length = out.U.norm().item()
+        assert row.u == pytest.approx(length, abs=1e-3) and row.u > 0 and row.kl > 0
         if "sigma" in own:
             assert row.gaussian == pytest.approx(length**2 / (2 * own["sigma"] ** 2), rel=1e-3)
     assert found["gaussian"].notna().sum() == 2
