@@ -16,6 +16,9 @@ Every function here is a pure function of tensors. Weights are computed in float
 log-sum-exp: rewards divided by a small lam overflow anything less careful.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -92,6 +95,7 @@ def moved_mean(
     control_variate: bool = False,
     step_size: float = 1.0,
     steered: int | None = None,
+    block: int = 1,
 ) -> Tensor:
     """The next mean, with the noise of the update taken out where that is asked for.
 
@@ -107,12 +111,18 @@ def moved_mean(
     expectation 0: subtracting it shifts no expectation, and leaves
     sigma^2 sum_i (w_i - 1/n)^2 = sigma^2 (1 / ESS - 1/n), nothing at all for uniform weights.
 
+    Why blocks: with one u for every `block` steps, argmin_U KL(Q* || Q_U) among such U is the mean of
+    E_{Q*}[v_t] over the steps of a block, as the KL is a sum of squares |E_{Q*}[v_t] - u_t|^2. The
+    mean over B steps has a B-th of the noise: D / (2 B ESS) nats. U keeps all tau rows, equal within
+    a block, so that `log_weights` and `gaussian_kl` are those of the family as they stand.
+
     Args:
         U: (..., tau, d), the mean that V was drawn around.
         log_w: (..., n) normalized log-weights, as `log_weights` returns them.
         V: (..., n, tau, d).
         step_size: > 0; 1 is the weighted mean.
         steered: from 1 to tau; None for all.
+        block: steps that share one row; the last block may be shorter. 1 leaves every step its own.
 
     Returns:
         (..., tau, d), in V's dtype; summed in float64.
@@ -122,6 +132,10 @@ def moved_mean(
         mean = U + (mean - V.mean(-3, dtype=torch.float64)).to(V.dtype)
     if step_size != 1:
         mean = U + step_size * (mean - U)
+    if block > 1:
+        parts = mean[..., :steered, :].split(block, -2)
+        shared = [x.mean(-2, keepdim=True, dtype=torch.float64).expand_as(x) for x in parts]
+        mean = torch.cat([*shared, mean[..., steered or mean.shape[-2] :, :]], -2).to(V.dtype)
     if steered is not None:
         mean = torch.cat([mean[..., :steered, :], U[..., steered:, :].to(V.dtype)], -2)
     return mean
@@ -161,14 +175,67 @@ def lam_for_ess(rewards: Tensor, target: float) -> Tensor:
     r = _checked(rewards)
     if not 1 <= target <= r.shape[-1]:
         raise ValueError(f"target is {target}; it must lie in [1, {r.shape[-1]}], from 1 to n")
+    return _lam_where(r, lambda log_w: effective_sample_size(log_w) < target)
+
+
+def kl_from_uniform(log_w: Tensor) -> Tensor:
+    """KL(w || uniform) = log n + sum_i w_i log w_i of normalized log-weights, in nats.
+
+    Args:
+        log_w: (..., n) normalized log-weights.
+
+    Returns:
+        (...,) float64 in [0, log n]: log n where one sample carries all the weight.
+    """
+    log_w = log_w.double()
+    highest = math.log(log_w.shape[-1])
+    return (highest + torch.xlogy(log_w.exp(), log_w.exp()).sum(-1)).clamp(0, highest)
+
+
+def lam_for_kl(rewards: Tensor, bound: float) -> Tensor:
+    """The temperature of the weights that gain most within a bound on their KL from uniform.
+
+    max_w sum_i w_i r_i subject to KL(w || uniform) <= bound is solved by w = softmax(r / lam), whose
+    lam minimizes the dual lam bound + lam log mean_i exp(r_i / lam) (REPS: Peters et al., 2010; MPO:
+    Abdolmaleki et al., arXiv:1806.06920). The dual is convex in lam and its derivative is
+    bound - KL(w || uniform), so that bisection on that sign finds the minimum. A shift of the rewards
+    leaves lam, a factor scales it.
+
+    It is `lam_for_ess` by another count of the samples in use: n exp(-KL), the exponential of the
+    entropy of w, in place of 1 / sum_i w_i^2.
+
+    Args:
+        rewards: (..., n); -inf is a rejected response: one of m of n that are left makes the KL at
+            least log(n / m).
+        bound: in nats, from 0 to log n. Where no lam reaches it, see `lam_for_ess`.
+
+    Returns:
+        (...,) float64, > 0; 1 where all finite rewards are equal.
+
+    Raises:
+        ValueError: as `log_weights`; a bound out of range.
+    """
+    r = _checked(rewards)
+    highest = math.log(r.shape[-1])
+    if not 0 <= bound <= highest:
+        raise ValueError(f"bound is {bound}; it must lie in [0, {highest:.4g}], from 0 to log n")
+    return _lam_where(r, lambda log_w: kl_from_uniform(log_w) > bound)
+
+
+def _lam_where(r: Tensor, too_low: Callable[[Tensor], Tensor]) -> Tensor:
+    """The lam from which on the weights softmax(r / lam) are no longer `too_low`'s, by bisection.
+
+    Args:
+        r: (..., n) checked rewards.
+        too_low: from log-weights to (...,) bool, monotone in lam.
+    """
     r = r - r.amax(-1, keepdim=True)
     spread = -r.masked_fill(r == -torch.inf, 0).amin(-1)
     scale = torch.where(spread > 0, spread, torch.ones_like(spread))
     low, high = torch.full_like(scale, -6.0), torch.full_like(scale, 6.0)  # log10 of lam / spread
     for _ in range(60):
         middle = (low + high) / 2
-        log_w = torch.log_softmax(r / (scale * 10**middle).unsqueeze(-1), dim=-1)
-        below = effective_sample_size(log_w) < target
+        below = too_low(torch.log_softmax(r / (scale * 10**middle).unsqueeze(-1), dim=-1))
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return torch.where(spread > 0, scale * 10 ** ((low + high) / 2), scale)
 

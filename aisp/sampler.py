@@ -9,7 +9,8 @@
     return the best of all kappa * n responses
 
 Options of `AISPConfig` beyond the paper change single lines of it: a control variate, antithetic
-pairs, a mean that moves at the first steps only, and lam chosen by the effective sample size.
+pairs, a mean that moves at the first steps only or is shared by several, and lam chosen by the
+effective sample size of the weights or by a bound on their KL.
 
 `init` and `step` are this algorithm on a real model, one iteration at a time; `aisp.align` repeats
 `step`. Both are pure: they take tensors and states, and return new ones.
@@ -20,6 +21,7 @@ pairs, a mean that moves at the first steps only, and lam chosen by the effectiv
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -67,6 +69,9 @@ class AISPConfig(IndependentConfig):
             needs an even n.
         ess: set lam anew for every prompt and iteration, so that the effective sample size of the
             weights is ess * n; needs alpha = 1, and lam left alone. From 1/n to 1; None uses lam.
+        kl_bound: set lam anew likewise, to where the weights gain most within this KL from uniform
+            ones, in nats (`control.lam_for_kl`), from 0 to log n; in place of ess.
+        block: number of steps that share one row of U; tau is one u for all steps.
         adapt: False holds U at 0: the ablation "noise only", which separates the gain from
             adaptation from the gain of the proposal distribution.
         temperature: 0, greedy decoding of the perturbed logits, makes the response a function of V
@@ -85,6 +90,8 @@ class AISPConfig(IndependentConfig):
     steered: int | None = None
     antithetic: bool = False
     ess: float | None = None
+    kl_bound: float | None = None
+    block: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,22 +107,33 @@ class AISPConfig(IndependentConfig):
             check_whole(self, "steered", most=self.tau, note=" (tau), or None for all")
         if self.antithetic and self.n % 2:
             raise ValueError(f"n is {self.n}; antithetic pairs need an even one")
+        check_whole(self, "block", most=self.tau, note=" (tau)")
         if self.ess is not None:
-            self._check_ess()
+            self._check_lam_by("ess", 1 / self.n, 1, "1/n to 1")
+        if self.kl_bound is not None:
+            self._check_lam_by("kl_bound", 0, log(self.n), "0 to log n")
+        if self.ess is not None and self.kl_bound is not None:
+            raise ValueError(
+                f"ess is {self.ess:g} and kl_bound {self.kl_bound:g}; each of them sets lam: leave "
+                "out one of the two"
+            )
 
     def at_once(self, prompts: int) -> int:
         return 1 if self.adapt else super().at_once(prompts)
 
-    def _check_ess(self) -> None:
-        check_real(self, "ess", least=1 / self.n, most=1, note=" (1/n to 1), or None to use lam")
+    def _check_lam_by(self, name: str, least: float, most: float, range_: str) -> None:
+        """`ess` or `kl_bound`, which set lam: in range, and with nothing that works against them."""
+        note = f" ({range_}), or None to use lam"
+        check_real(self, name, least=least, most=most, note=note)
+        value = getattr(self, name)
         if self.alpha != 1:
             raise ValueError(
-                f"ess is {self.ess:g} and alpha {self.alpha:g}; set alpha = 1 with ess, because no "
-                "lam reaches an effective sample size that the term of the KL cost holds down"
+                f"{name} is {value:g} and alpha {self.alpha:g}; set alpha = 1 with {name}, because "
+                "no lam takes the term of the KL cost out of the weights"
             )
         if self.lam != type(self).lam:
             raise ValueError(
-                f"ess is {self.ess:g} and lam {self.lam:g}; with ess, lam is set anew in every "
+                f"{name} is {value:g} and lam {self.lam:g}; with {name}, lam is set anew in every "
                 "iteration: leave out one of the two"
             )
 
@@ -245,11 +263,16 @@ def update(U: Tensor, V: Tensor, rewards: Tensor, config: AISPConfig) -> Update:
         FloatingPointError: weights or mean are not finite, as with a tiny lam or a huge sigma.
     """
     rewards, lam = rewards.to(U.device), config.lam
+    scale = None
     if config.ess is not None:
-        scale, lam = control.lam_for_ess(rewards, config.ess * config.n), 1.0
-        rewards = rewards / scale.unsqueeze(-1)
+        scale = control.lam_for_ess(rewards, config.ess * config.n)
+    elif config.kl_bound is not None:
+        scale = control.lam_for_kl(rewards, config.kl_bound)
+    if scale is not None:
+        rewards, lam = rewards / scale.unsqueeze(-1), 1.0
     log_w = control.log_weights(rewards, U, V, lam=lam, sigma=config.sigma, alpha=config.alpha)
-    how = {name: getattr(config, name) for name in ("control_variate", "step_size", "steered")}
+    names = ("control_variate", "step_size", "steered", "block")
+    how = {name: getattr(config, name) for name in names}
     mean = control.moved_mean(U, log_w, V, **how) if config.adapt else U
     if not bool(mean.isfinite().all()):
         raise FloatingPointError(

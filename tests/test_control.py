@@ -1,8 +1,11 @@
 """The derivation in code, against independent computations."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy import optimize, special
 
 from aisp import control
 
@@ -235,6 +238,39 @@ def test_with_uniform_weights_only_the_control_variate_stays():
     assert (control.moved_mean(U, even, V) - U).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("steered", [None, 4])
+@pytest.mark.parametrize("block", [2, 3, 5])
+def test_a_mean_by_blocks_is_the_weighted_least_squares_of_that_family(block, steered):
+    """argmin_U sum_i w_i |V_i - U|^2 over U that are constant within blocks, by lstsq."""
+    r, _, V = problem()
+    log_w = control.log_weights(r, torch.zeros(5, 7), V, lam=0.3, sigma=0.5, alpha=1.0)
+    moving = steered or 5
+    of_block = np.arange(moving)[:, None] // block == np.arange(-(-moving // block))  # (steps, B)
+    root = log_w.exp().sqrt().numpy()
+    design = np.concatenate([x * of_block for x in root])
+    target = (root[:, None, None] * V[:, :moving].double().numpy()).reshape(-1, 7)
+    expected = of_block @ np.linalg.lstsq(design, target, rcond=None)[0]
+    got = control.moved_mean(torch.zeros(5, 7), log_w, V, block=block, steered=steered)
+    assert got.dtype == V.dtype and got.shape == (5, 7)
+    np.testing.assert_allclose(got[:moving].numpy(), expected, atol=1e-6)
+    assert not got[moving:].any()
+    alone = control.moved_mean(torch.zeros(5, 7), log_w, V, steered=steered)
+    assert (got - alone).abs().max() > 0.05
+
+
+def test_blocks_have_their_share_of_the_noise():
+    n, tau, d, sigma, block = 12, 40, 1000, 0.5, 8
+    g = torch.Generator().manual_seed(0)
+    U = torch.randn(tau // block, d, generator=g).repeat_interleave(block, 0)
+    V = U + sigma * torch.randn(n, tau, d, generator=g)
+    r = torch.randn(n, generator=g, dtype=torch.float64)
+    log_w = control.log_weights(r, U, V, lam=0.7, sigma=sigma, alpha=1.0)
+    moved = control.moved_mean(U, log_w, V, block=block) - U
+    kl = control.gaussian_kl(moved, sigma).item()
+    expected = tau * d / (2 * block * control.effective_sample_size(log_w).item())
+    assert abs(kl / expected - 1) < 4 * (2 * block / (tau * d)) ** 0.5
+
+
 @pytest.mark.parametrize("target", [1.5, 4.0, 8.0, 15.5])
 def test_lam_gives_the_effective_sample_size_that_was_asked_for(target):
     g = torch.Generator().manual_seed(0)
@@ -262,3 +298,55 @@ def test_lam_at_the_ends_of_what_an_effective_sample_size_can_be():
             control.lam_for_ess(ties, target)
     with pytest.raises(ValueError, match="all rewards of one row are -inf"):
         control.lam_for_ess(torch.full((3,), -torch.inf), 2)
+
+
+@pytest.mark.parametrize("bound", [0.01, 0.3, 1.0, 2.0])
+def test_lam_of_a_kl_bound_solves_the_constrained_problem(bound):
+    """max w . r subject to KL(w || uniform) <= bound, by a general solver; and the dual's minimum."""
+    g = torch.Generator().manual_seed(1)
+    rows = torch.randn(4, 9, generator=g, dtype=torch.float64)
+    rows = rows * torch.tensor([[0.01], [1], [5], [1e3]]) + 4
+    rows[2, 3] = -torch.inf
+    lams = control.lam_for_kl(rows, bound)
+    torch.testing.assert_close(control.lam_for_kl(3 * rows - 7, bound), 3 * lams)
+    for r, lam in zip(rows, lams, strict=True):
+        w = torch.softmax(r / lam, -1)
+        n, left = len(r), r.isfinite()
+        if bound < math.log(n / left.sum()):  # a rejected response leaves no such weights
+            assert (w[left] * left.sum() - 1).abs().max() < 1e-4
+            continue
+        assert control.kl_from_uniform(w.log()).item() == pytest.approx(bound, abs=1e-9)
+        unit = (r[left] - r[left].mean()).numpy() / r[left].std().item()
+        kl = lambda w: math.log(n) + np.sum(special.xlogy(w, w))  # noqa: B023, E731
+        best = optimize.minimize(
+            lambda w: -w @ unit,  # noqa: B023
+            np.full(left.sum(), 1 / left.sum()),
+            method="SLSQP",
+            bounds=[(0, 1)] * int(left.sum()),
+            constraints=[
+                {"type": "eq", "fun": lambda w: w.sum() - 1},
+                {"type": "ineq", "fun": lambda w: bound - kl(w)},  # noqa: B023
+            ],
+            options={"ftol": 1e-12, "maxiter": 500},
+        )
+        np.testing.assert_allclose(w[left].numpy(), best.x, atol=2e-4)
+        dual = lambda x: x * bound + control.free_energy(r, x).item()  # noqa: B023, E731
+        assert dual(lam.item()) <= min(dual(lam.item() * x) for x in (0.98, 0.999, 1.001, 1.02))
+
+
+def test_a_kl_bound_at_its_ends():
+    ties = torch.tensor([1.0, 1.0, 0.0, -torch.inf])
+    # Two share the top: KL log 2 at most. Three are left: log(4/3) at least.
+    for bound, kl in ((1.2, math.log(2)), (0.1, math.log(4 / 3))):
+        lam = control.lam_for_kl(ties, bound)
+        log_w = torch.log_softmax(ties.double() / lam, -1)
+        assert control.kl_from_uniform(log_w).item() == pytest.approx(kl, abs=1e-5)
+    assert control.lam_for_kl(torch.tensor([2.0, 2.0, -torch.inf]), 0.5) == 1
+    for bound in (-0.1, 1.4, float("nan")):
+        with pytest.raises(ValueError, match=r"bound is .*; it must lie in \[0, 1.386\]"):
+            control.lam_for_kl(ties, bound)
+    with pytest.raises(ValueError, match="all rewards of one row are -inf"):
+        control.lam_for_kl(torch.full((3,), -torch.inf), 0.5)
+    one_hot = torch.tensor([0.0, -torch.inf])
+    assert control.kl_from_uniform(one_hot).item() == pytest.approx(math.log(2))
+    assert control.kl_from_uniform(torch.tensor([0.5, 0.5]).log()).abs() < 1e-6

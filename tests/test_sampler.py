@@ -189,6 +189,43 @@ def test_an_effective_sample_size_replaces_lam():
     torch.testing.assert_close(scaled.U, update(U, V, r, config).U)
 
 
+def test_a_kl_bound_replaces_lam():
+    g = torch.Generator().manual_seed(0)
+    U = torch.randn(2, 3, 4, generator=g)
+    V = perturbations(U, 8, 0.5, [g, g])
+    r = torch.randn(2, 8, generator=g, dtype=torch.float64) * torch.tensor([[0.1], [20.0]])
+    config = AISPConfig(n=8, max_new_tokens=3, kl_bound=0.4, alpha=1)
+    out = update(U, V, r, config)
+    torch.testing.assert_close(
+        control.kl_from_uniform(out.log_w), torch.full((2,), 0.4, dtype=r.dtype)
+    )
+    torch.testing.assert_close(update(U, V, 100 * r + 5, config).U, out.U)
+
+
+def test_blocks_share_a_row_in_the_run(tiny):
+    """One u for all steps, and blocks of which the last is short, in a dozen lines; with the KL."""
+    policy, n, T, sigma = tiny(), 6, 7, 0.8
+    size = dict(n=n, kappa=3, max_new_tokens=T, sigma=sigma, lam=0.5, alpha=0.9, progress=False)
+    for block in (3, T):
+        out = aisp.align("Hi", policy, vowels, seed=3, block=block, **size)
+        U = torch.zeros(T, policy.d, dtype=torch.float64)
+        for k in range(3):
+            kl = out.history["kl"][k]
+            assert kl == pytest.approx(U.square().sum().item() / (2 * sigma**2), rel=1e-4)
+            g = generator(3, "Hi", k, torch.device("cpu"))
+            V = U + sigma * torch.randn(n, T, policy.d, generator=g).double()
+            rows = out.candidates[out.candidates["iteration"] == k]
+            r = torch.tensor(rows["reward"].to_numpy())
+            pairs = zip(U.split(block), V.split(block, 1), strict=True)
+            per_block = [v.sum(1) @ u[0] for u, v in pairs]
+            w = torch.softmax(r / 0.5 - 0.1 / sigma**2 * sum(per_block), -1)
+            np.testing.assert_allclose(np.exp(rows["log_weight"]), w, atol=1e-5)
+            mean = torch.einsum("n,ntd->td", w, V)
+            U = torch.cat([x.mean(0).expand_as(x) for x in mean.split(block)])
+        torch.testing.assert_close(out.U.double(), U, atol=1e-5, rtol=1e-4)
+        assert len(out.U.unique(dim=0)) == -(-T // block)
+
+
 def test_every_option_reaches_the_run(tiny):
     """The run with all of them, in a dozen lines around the engine; and each changes something."""
     policy, n, T, tau, sigma = tiny(), 6, 8, 6, 0.8
@@ -253,6 +290,15 @@ def test_every_option_reaches_the_run(tiny):
         ({"ess": 1.1, "alpha": 1}, "ess is 1.1"),
         ({"ess": 0.5}, "ess is 0.5 and alpha 0.99; set alpha = 1 with ess"),
         ({"ess": 0.5, "alpha": 1, "lam": 2.0}, "ess is 0.5 and lam 2; .* leave out one of the two"),
+        (
+            {"kl_bound": 3, "alpha": 1},
+            r"kl_bound is 3; it must lie in \[0, 2.77259\] \(0 to log n\), or None to use lam",
+        ),
+        ({"kl_bound": 0.5}, "kl_bound is 0.5 and alpha 0.99; set alpha = 1 with kl_bound"),
+        ({"kl_bound": 0.5, "alpha": 1, "lam": 2.0}, "kl_bound is 0.5 and lam 2; with kl_bound"),
+        ({"kl_bound": 0.5, "alpha": 1, "ess": 0.5}, "ess is 0.5 and kl_bound 0.5; .* out one"),
+        ({"block": 0}, r"block is 0; it must be a whole number from 1 to 48 \(tau\)"),
+        ({"block": 9, "tau": 8}, "block is 9; it must be a whole number from 1 to 8"),
         ({"token_budget": 0}, "token_budget is 0; it must be > 0 and finite, or None"),
         ({"second_budget": -2.0}, "second_budget is -2.0"),
         ({"sigmaa": 1}, "aisp has no parameter 'sigmaa'; it takes: .*sigma"),

@@ -15,7 +15,7 @@
 from aisp.figures.ablations import ablation, dials, over_optimization
 from aisp.figures.base import COLUMN, METHODS, PAGE, looks, save, style
 from aisp.figures.curves import cost_curves, histories, main_results, reward_curves
-from aisp.figures.drift import drift
+from aisp.figures.drift import drift, prefix_share
 from aisp.figures.means import (
     deferral,
     paired_differences,
@@ -50,6 +50,7 @@ __all__ = [
     "main_results",
     "over_optimization",
     "paired_differences",
+    "prefix_share",
     "residual_alignment",
     "reward_curves",
     "reward_guided",

@@ -1,8 +1,10 @@
-"""The figure of notebook 10: how far the mean drifts, and what that does to the weights."""
+"""The figures of notebook 10: how far the mean drifts, what that does to the weights, and where in time
+the signal is.
+"""
 
 from typing import TYPE_CHECKING
 
-from aisp.figures.base import PAGE, labeled, looks
+from aisp.figures.base import COLUMN, PAGE, labeled, looks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,4 +38,27 @@ def drift(predicted: "pd.DataFrame") -> "Figure":
     fig.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title=title
     )
+    return fig
+
+
+@labeled
+def prefix_share(shares: "pd.DataFrame", prompts: int) -> "Figure":
+    """The share of the reward's variance that the perturbations of the first t steps explain.
+
+    Args:
+        shares: from `aisp.experiment.prefix_share.explained`.
+        prompts: how many there were, for the label of the axis.
+    """
+    import matplotlib.pyplot as plt
+
+    look, last = looks(["noise only"])["noise only"], shares["t"].max()
+    fig, ax = plt.subplots(figsize=(COLUMN, 0.72 * COLUMN))
+    bars = [shares["share"] - shares["low"], shares["high"] - shares["share"]]
+    ax.plot([0, last], [0, 1], color="0.6", linewidth=0.9, label="every step an equal part")
+    measured = {**look.signs, "linestyle": "-", "ms": 3, "capsize": 2}
+    ax.errorbar(shares["t"], shares["share"], bars, label="measured", **measured)
+    ax.set_xticks(shares["t"][(shares["t"] == 0) | (shares["t"] >= last / 6)])
+    ax.set(xlabel="steps t whose perturbations are shared", ylabel="share of the variance")
+    title = f"{prompts} prompt{'s' * (prompts != 1)}, 95% over prompts"
+    ax.legend(loc="lower right", title=title)
     return fig

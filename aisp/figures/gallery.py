@@ -15,6 +15,7 @@ from aisp.experiment import (
     drift,
     load,
     main_results,
+    prefix_share,
     summary,
 )
 from aisp.provenance import checkout, file_sha256
@@ -89,6 +90,11 @@ def _costs(records: "pd.DataFrame") -> "Figure":
     return figures.cost_curves(comparisons.whole_seeds(records, contenders.GROUPS["first"]))
 
 
+def _prefix_share(table: "pd.DataFrame") -> "Figure":
+    """Of notebook 10: where in time the signal is."""
+    return figures.prefix_share(prefix_share.explained(table), table["prompt"].nunique())
+
+
 def _questions(
     records: "pd.DataFrame", names: Sequence[str]
 ) -> tuple["pd.DataFrame", dict[str, ablations.Question]]:
@@ -129,6 +135,7 @@ def _recipes() -> dict[str, Recipe]:
     beyond = ("beyond_builtin_128_budget.csv",)
     recipes["beyond"] = Recipe("11_beyond", beyond, figures.over_optimization)
     recipes["beyond_costs"] = Recipe("11_beyond", ("beyond_builtin_128.jsonl",), _costs)
+    recipes["drift_prefixes"] = Recipe("10_drift", ("drift_prefixes.csv",), _prefix_share)
     paired = partial(_main, figures.paired_differences, first="AISP")
     for name in ("main_results", "main_results_shp", "main_results_hh"):
         files = (f"{name}.jsonl",)

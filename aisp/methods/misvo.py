@@ -17,6 +17,12 @@ uses the exact score of the tokens. F_t = mean_i W^T (diag(p) - p p^T) W is the 
 first iteration's responses, frozen, and applied without being formed: the penalty is the KL that u
 causes on their prefixes, to second order in u.
 
+With weights "softmax" (ours) it is AISP by exact scores: A_i = n (w_i - 1/n), w = softmax(r / lam),
+AISP's weights at alpha = 1 with the control variate. AISP moves u_t by the weighted noise v_t - u_t,
+which is sigma^2 times the score of v_t; the reward depends on v_t only through the token, so that the
+token's own score W^T (onehot(y_t) - p_t) carries the same signal without the noise in the other
+directions (Rao and Blackwell). As n grows, g is then the gradient of log E[exp(r / lam)].
+
 Where the text is silent (ours): a response's steps after its end count as 0 in both means over i; a
 rejected response (reward -inf) has advantage 0 and enters no other's baseline; a temperature other
 than 1 is that of the law that is sampled and differentiated.
@@ -28,6 +34,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aisp import control
 from aisp.checks import check_finite, check_whole, choice
 from aisp.engine.rollout import rollout
 from aisp.policy import Policy
@@ -35,6 +42,7 @@ from aisp.rewards.base import Reward
 from aisp.state import Info, SearchConfig, SearchState, check_state, unweighted
 
 REGULARIZATIONS = ("fisher", "kl", "none")
+WEIGHTS = ("advantage", "softmax")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,8 @@ class MISVOConfig(SearchConfig):
         penalty: weight of the regularization, in units of reward per nat.
         regularization: "fisher" as published; "kl", the exact gradient of the KL on the first
             iteration's prefixes in its place; or "none".
+        weights: "advantage" as published; "softmax", those of AISP in their place.
+        lam: temperature of the softmax weights, in units of reward.
         temperature: of sampling, > 0; top_k and top_p cannot be set, as the score is that of the
             whole law.
     """
@@ -54,6 +64,8 @@ class MISVOConfig(SearchConfig):
     step_size: float = 0.1
     penalty: float = 1.0
     regularization: str = "fisher"
+    weights: str = "advantage"
+    lam: float = 1.0
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -62,6 +74,13 @@ class MISVOConfig(SearchConfig):
         check_finite(self, "step_size")
         check_finite(self, "penalty", zero=True)
         choice("regularization", self.regularization, REGULARIZATIONS)
+        choice("weights", self.weights, WEIGHTS)
+        check_finite(self, "lam")
+        if self.weights != "softmax" and self.lam != type(self).lam:
+            raise ValueError(
+                f"lam is {self.lam:g} and weights {self.weights!r}, which have no lam: leave it out, "
+                "or set weights = 'softmax'"
+            )
         if self.decoding.greedy or self.top_k or self.top_p < 1:
             raise ValueError(
                 f"temperature is {self.temperature:g}, top_k {self.top_k} and top_p {self.top_p:g}; "
@@ -121,9 +140,10 @@ def init(policy: Policy, prompts: Any, config: MISVOConfig, *, seed: int = 0) ->
 def step(
     state: MISVOState, policy: Policy, reward: Reward, config: MISVOConfig
 ) -> tuple[MISVOState, Info]:
-    """Sample under u, score, and move u along the advantages of the responses.
+    """Sample under u, score, and move u along the advantages or weights of the responses.
 
-    The history has `u_norm`, the length |u| of what the iteration sampled under.
+    The history has `u_norm`, the length |u| of what the iteration sampled under; log-weights and
+    their effective sample size are those of softmax weights, NaN without.
 
     Raises:
         ValueError: a state of another n or max_new_tokens.
@@ -152,8 +172,12 @@ def step(
     if state.iteration == 0:
         following = replace(following, prelogits=out.prelogits, lengths=out.lengths)
     head = Head(policy, config.temperature)
-    A = advantages(info.rewards).to(state.U)
-    move = gradient(head, out.prelogits, state.U, out.tokens, out.lengths, A)
+    A = advantages(info.rewards)
+    if config.weights == "softmax":
+        log_w = torch.log_softmax(info.rewards / config.lam, -1)
+        info = replace(info, log_w=log_w, ess=control.effective_sample_size(log_w))
+        A = n * log_w.exp() - 1
+    move = gradient(head, out.prelogits, state.U, out.tokens, out.lengths, A.to(state.U))
     if config.regularization != "none" and state.iteration:
         at = state.U if config.regularization == "kl" else torch.zeros_like(state.U)
         pull = fisher_times(head, state.prelogits, at, state.lengths, state.U)
@@ -190,13 +214,15 @@ class Head:
         about = policy.model.config.get_text_config()
         self.cap = getattr(about, "final_logit_softcapping", None)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """As the model has them at pre-logits (..., d), (..., |V|) float32."""
+        logits = self.module(x.to(self.dtype)).float()
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
     def law(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """softmax of the logits at pre-logits (..., d), and d logits / d (W x), (..., |V|) each."""
-        logits = self.module(x.to(self.dtype)).float()
-        slope: Tensor | float = 1.0
-        if self.cap is not None:
-            logits = self.cap * torch.tanh(logits / self.cap)
-            slope = 1 - (logits / self.cap) ** 2
+        logits = self.logits(x)
+        slope = 1.0 if self.cap is None else 1 - (logits / self.cap) ** 2
         return torch.softmax(logits / self.temperature, -1), slope
 
 

@@ -160,6 +160,19 @@ def test_drift_draws_what_was_recorded_and_what_was_predicted():
     assert "means of 3 prompts" in fig.legends[0].get_title().get_text()
 
 
+def test_prefix_share_draws_the_shares_with_their_intervals():
+    shares = pd.DataFrame(
+        {"t": [0, 1, 8, 12], "share": [0, 0.3, 0.8, 1], "low": [0, 0.2, 0.7, 1]}
+    ).assign(high=lambda x: x["share"] + 0.1 * x["share"].between(0.1, 0.9))
+    (ax,) = figures.prefix_share(shares, 3).axes
+    (bars,) = ax.containers
+    np.testing.assert_allclose(bars.lines[0].get_xydata(), shares[["t", "share"]])
+    ends = [path.vertices[:, 1] for path in bars.lines[2][0].get_paths()]
+    np.testing.assert_allclose(ends, shares[["low", "high"]])
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0, 0], [12, 1]])
+    assert "3 prompts" in ax.get_legend().get_title().get_text()
+
+
 def test_runtime_draws_speeds_with_the_range_of_their_repeats():
     one = {"responses": 16, "seconds": 4.0, "low": 2.0, "high": 8.0, "tokens_per_second": 100.0}
     one |= {"decoding": "top-p 0.9", "share": 0.25}

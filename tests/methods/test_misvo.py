@@ -92,38 +92,90 @@ def kl_gradient(policy, out, lengths, u):
     return moved.grad
 
 
-def test_the_estimate_is_unbiased_by_enumeration(pairs):
-    """All texts of two tokens: the exact gradient of the expected reward, within 5 standard errors."""
-    policy: Policy = pairs["models"][0]
-    T, size = 2, 5
-    table = torch.randn(size, size, generator=torch.Generator().manual_seed(3))
-    U = 0.4 * torch.randn(1, T, policy.d, generator=torch.Generator().manual_seed(4))
-    prefix = policy.prefix("x")
-    moved = U.clone().requires_grad_()
-    expected = torch.zeros(())
-    for y in itertools.product(range(size), repeat=T):
-        ids = torch.tensor([[*prefix, *y[:-1]]])
-        z = policy.model.base_model(input_ids=ids).last_hidden_state[0, -T:].clone()
-        log_p = torch.log_softmax(policy.model.get_output_embeddings()(z + moved[0]), -1)
+def enumerated(policy, U):
+    """All texts of at most two tokens, and their probabilities under u, differentiable in U."""
+    T, prefix, found = 2, policy.prefix("x"), []
+    for y in itertools.product(range(5), repeat=T):
+        z = policy.model.base_model(input_ids=torch.tensor([[*prefix, *y[:-1]]]))
+        z = z.last_hidden_state[0, -T:].clone()
+        log_p = torch.log_softmax(policy.model.get_output_embeddings()(z + U[0]), -1)
         steps = 1 if y[0] in policy.eos_ids else T  # the first token may end the response
-        value = table[y[0], y[1] if steps == T else 0]
         if steps < T and y[1] != 0:
             continue
-        expected = expected + value * log_p[range(steps), y[:steps]].sum().exp()
-    expected.backward()
+        found.append((y[0], y[1] if steps == T else 0, log_p[range(steps), y[:steps]].sum().exp()))
+    firsts, seconds, p = zip(*found, strict=True)
+    return torch.tensor([firsts, seconds]), torch.stack(p)
+
+
+def drawn_gradients(policy, U, table, n, groups, weigh, runs=60):
+    """`gradient` of n sampled texts, `groups` times at once in each of the runs, (runs, 1, T, d)."""
     head, found = misvo.Head(policy, 1.0), []
-    for seed in range(60):
-        source = torch.Generator().manual_seed(seed)
-        V = U[:, None].expand(-1, 64, -1, -1)
-        own = dict(V=V, decoding=Decoding(1.0), generators=[source], keep_prelogits=True)
-        out = rollout(policy, [prefix], 64, T, **own)
+    for seed in range(runs):
+        sources = [torch.Generator().manual_seed(groups * seed + i) for i in range(groups)]
+        many = U.expand(groups, -1, -1)
+        V = many[:, None].expand(-1, n, -1, -1)
+        own = dict(V=V, decoding=Decoding(1.0), generators=sources, keep_prelogits=True)
+        out = rollout(policy, [policy.prefix("x")] * groups, n, 2, **own)
         second = torch.where(out.lengths > 1, out.tokens[..., 1], 0)
-        A = misvo.advantages(table[out.tokens[..., 0], second].double()).float()
-        found.append(misvo.gradient(head, out.prelogits, U, out.tokens, out.lengths, A))
-    found = torch.stack(found)
-    error = (found.mean(0) - moved.grad) / (found.std(0) / 60**0.5)
-    assert error.abs().max() < 5
-    assert (moved.grad.abs() > 10 * found.std(0) / 60**0.5).any(), "nothing to see"
+        A = weigh(table[out.tokens[..., 0], second].double()).float()
+        g = misvo.gradient(head, out.prelogits, many, out.tokens, out.lengths, A)
+        found.append(g.mean(0, keepdim=True))
+    return torch.stack(found)
+
+
+def within_errors(found, expected, limit=5):
+    error = found.std(0) / len(found) ** 0.5
+    assert (expected.abs() > 10 * error).any(), "nothing to see"
+    return bool(((found.mean(0) - expected).abs() < limit * error).all())
+
+
+@pytest.fixture
+def system(pairs):
+    policy: Policy = pairs["models"][0]
+    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(3))
+    U = 0.4 * torch.randn(1, 2, policy.d, generator=torch.Generator().manual_seed(4))
+    return policy, table, U.requires_grad_()
+
+
+def test_the_estimate_is_unbiased_by_enumeration(system):
+    """All texts of two tokens: the exact gradient of the expected reward, within 5 standard errors."""
+    policy, table, U = system
+    texts, p = enumerated(policy, U)
+    (p * table[tuple(texts)]).sum().backward()
+    found = drawn_gradients(policy, U.detach(), table, 64, 1, misvo.advantages)
+    assert within_errors(found, U.grad)
+
+
+def softmax_advantages(r, lam=0.7):
+    return r.shape[-1] * torch.softmax(r / lam, -1) - 1
+
+
+def test_softmax_weights_climb_the_free_energy_by_enumeration(system):
+    """For large n the direction is the gradient of log E[exp(r / lam)]: bias 1/n, below 5 errors."""
+    policy, table, U = system
+    texts, p = enumerated(policy, U)
+    (p * (table[tuple(texts)] / 0.7).exp()).sum().log().backward()
+    found = drawn_gradients(policy, U.detach(), table, 2048, 1, softmax_advantages, runs=12)
+    assert within_errors(found, U.grad)
+    other = drawn_gradients(policy, U.detach(), table, 2048, 1, misvo.advantages, runs=12)
+    assert not within_errors(other, U.grad)
+
+
+def test_softmax_weights_of_two_responses_by_enumeration(system):
+    """At n = 2, w_1 - 1/2 = tanh((r_1 - r_2) / 2 lam) / 2, and E[g] is exact for that small n:
+
+    the gradient of sum_y p(y) h(y), h(y) = E[tanh((r(y) - r(y')) / 2 lam)] over the other response.
+    """
+    policy, table, U = system
+    texts, p = enumerated(policy, U)
+    assert p.sum().item() == pytest.approx(1, abs=1e-5)
+    r = table[tuple(texts)]
+    h = torch.tanh((r[:, None] - r) / (2 * 0.7)) @ p.detach()
+    (p * h).sum().backward()
+    found = drawn_gradients(policy, U.detach(), table, 2, 128, softmax_advantages)
+    assert within_errors(found, U.grad)
+    for wrong in (lambda r: softmax_advantages(r) / 2, lambda r: softmax_advantages(r, 1 / 0.7)):
+        assert not within_errors(drawn_gradients(policy, U.detach(), table, 2, 128, wrong), U.grad)
 
 
 def test_advantages_leave_one_out_and_leave_rejected_responses_out():
@@ -135,10 +187,11 @@ def test_advantages_leave_one_out_and_leave_rejected_responses_out():
     )
 
 
+@pytest.mark.parametrize("weights", [{}, {"weights": "softmax", "lam": 0.4}])
 @pytest.mark.parametrize("regularization", misvo.REGULARIZATIONS)
-def test_a_run_is_the_algorithm_written_out(tiny, regularization):
+def test_a_run_is_the_algorithm_written_out(tiny, regularization, weights):
     policy, n, T = tiny(), 6, 5
-    own = dict(step_size=0.7, penalty=0.3, regularization=regularization)
+    own = dict(step_size=0.7, penalty=0.3, regularization=regularization, **weights)
     out = aisp.align("Hi", policy, reward, "misvo", seed=2, **own, **SMALL)
     U, first, head = torch.zeros(1, T, policy.d), None, misvo.Head(policy, 1.0)
     for k in range(3):
@@ -158,6 +211,13 @@ def test_a_run_is_the_algorithm_written_out(tiny, regularization):
         assert out.history["u_norm"][k] == pytest.approx(U.norm().item(), rel=1e-4)
         r = np.array([reward("Hi", t) for t in drawn.texts[0]])
         A = torch.tensor([[x - np.delete(r, i).mean() for i, x in enumerate(r)]]).float()
+        if weights:
+            w = np.exp(r / 0.4) / np.exp(r / 0.4).sum()
+            np.testing.assert_allclose(np.exp(rows["log_weight"]), w)
+            assert out.history["ess"][k] == pytest.approx(1 / (w**2).sum())
+            A = torch.tensor(n * (w - 1 / n))[None].float()
+        else:
+            assert rows["log_weight"].isna().all() and np.isnan(out.history["ess"][k])
         move = misvo.gradient(head, drawn.prelogits, U, drawn.tokens, drawn.lengths, A)
         if regularization != "none":
             at = U if regularization == "kl" else torch.zeros_like(U)
@@ -186,6 +246,9 @@ def test_steering_raises_the_reward_of_the_samples(tiny):
         ({"step_size": 0}, "step_size is 0; it must be > 0 and finite"),
         ({"penalty": -1}, "penalty is -1; it must be >= 0 and finite"),
         ({"regularization": "l2"}, "regularization is 'l2'; known: fisher, kl, none"),
+        ({"weights": "rank"}, "weights is 'rank'; known: advantage, softmax"),
+        ({"weights": "softmax", "lam": 0}, "lam is 0; it must be > 0 and finite"),
+        ({"lam": 2.0}, "lam is 2 and weights 'advantage', which have no lam: leave it out, or set"),
         ({"temperature": 0}, "temperature is 0.*set temperature > 0, top_k = 0 and top_p = 1"),
         ({"top_p": 0.9}, "top_p 0.9; MISVO samples from the whole law"),
         ({"top_k": 3}, "top_k 3"),

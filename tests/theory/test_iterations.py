@@ -205,3 +205,24 @@ def test_gaussian_kl_against_the_library_and_the_kl_of_texts_below_it():
         torch.testing.assert_close(kl, expected)
         texts = toys.kl(lm.law(U).p, base)
         assert 0 < texts < kl
+
+
+@pytest.mark.parametrize("name", ["linear", "quadratic", "lm2"])
+def test_one_u_for_several_steps_is_the_projection_onto_that_family(name):
+    """The KL to Q* has its minimum there among such U, and the sampler finds it."""
+    toy, block = TOYS[name], 2
+    of_block = torch.arange(toy.shape[0]) // block
+    shared = (of_block[:, None] == of_block.unique()).to(torch.float64)  # (tau, blocks)
+    best = torch.linalg.pinv(shared) @ toy.tilted_mean()  # means over blocks
+    at = best.clone().requires_grad_()
+    toy.kl_from_target(shared @ at).backward()
+    assert at.grad.abs().max() < 1e-9
+    n = 200_000
+    V = draws_around(torch.zeros(toy.shape, **f64), n)
+    U, log_w = torch.zeros(toy.shape, **f64), torch.log_softmax(toy.reward(V) / LAM, -1)
+    got = control.moved_mean(U, log_w, V, block=block)
+    target = shared @ best
+    error = (log_w.exp()[:, None, None] ** 2 * (V - toy.tilted_mean()) ** 2).sum(0).sqrt()
+    assert control.effective_sample_size(log_w) > n / 10 and error.max() < 0.01
+    assert ((got - target).abs() < LIMIT * error).all()
+    assert ((control.moved_mean(U, log_w, V) - target).abs() > LIMIT * error).any()
