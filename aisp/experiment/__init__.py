@@ -7,13 +7,14 @@
 - `reuse`: starting a file with what other notebooks computed under the same settings;
 - `tables`: records to means with intervals, differences and printed tables;
 - `answers`: the answers themselves, side by side and as examples chosen by a rule;
-- `findings`: what tables support, in words;
 - `measures`: diversity, coherence and more of the responses in records;
 - `main_results`, `ablations`: what notebooks 06 and 07 run, and their tables; `comparisons` and
   `dials` are more of these, `prompt_sets` the main comparison on all sets of prompts;
 - `drift`, `beyond`: why the mean of AISP drifts (notebook 10), and the protocol and rows of the
   comparison at equal budgets (notebook 11); `prefix_share`, `steering`: where in time the signal is,
   and how far AISP and MISVO steer (notebook 10);
+- `contenders`: the rows that notebook 11 compares; `declared`: contrasts that were declared before
+  they were computed; `recommend`: which method at which budget, as README says it;
 - `pool`, `selection`: every candidate of a run in numbers, and what other rules would have returned;
 - `findings`: results in words, decided by intervals; `readme`: those that stand in README.md;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;

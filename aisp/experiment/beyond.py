@@ -29,17 +29,19 @@ The protocol, written down before any prompt of a test set was decoded by it:
 - The second group was declared while records of the first were computed, before any of them was
   looked at, and before any of its own rows decoded a test prompt: RAM beside RAM with an untrained
   aligner, and MISVO with its two ablations. Its trials are as many, on the same prompts; it has no
-  primary contrast. A row or ablation that takes another row's value is said to in
+  primary contrast. (The steps that MISVO's trials have were chosen after notebook 10 had tried some
+  on other development prompts.) A row that takes another row's value is said to in
   `contenders.CONTENDERS`.
-- The group "samplers" was declared after seed 0 of the first group had been looked at, and before
-  any of its own rows decoded a prompt: samplers of the exact target that AISP replaces by a
-  Gaussian. Their base law is the tuned one of best-of-n or of noise only, their dial lam (of pCN its
-  step). As many trials, no primary contrast.
+- The third group was declared after seed 0 of the first one had been looked at, and before any of its
+  own rows decoded a prompt of the protocol: samplers of the exact target that AISP replaces by a
+  Gaussian, AISP by exact scores of the tokens (MISVO with AISP's weights), and speculative rejection.
+  Their base law is the tuned one of best-of-n or of noise only, and each has one dial of its own. As
+  many trials, no primary contrast.
 
     python -m aisp.experiment.beyond tune
     python -m aisp.experiment.beyond run --set builtin --budget 128 --seeds 0,1,2
 
-(with `--groups second,samplers` for the other groups) compute the records in data/results/<profile>/beyond_*.jsonl; what is there is not computed again.
+(with `--groups second,third` for the other groups) compute the records in data/results/<profile>/beyond_*.jsonl; what is there is not computed again.
 """
 
 import argparse

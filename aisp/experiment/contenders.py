@@ -20,6 +20,7 @@ MISVO, MISVO_TEMPERED = "MISVO", "MISVO at best-of-n's temperature"
 MISVO_KL, MISVO_FREE = "MISVO, plain KL", "MISVO, no regularization"
 QALIGN, SUFFIX, PCN = "QAlign", "suffix refreshment", "pCN"
 SLICE, SMC = "elliptical slice", "tempered SMC"
+SCORES, SPECULATIVE = "AISP by exact scores", "speculative rejection"
 
 
 class Contender(NamedTuple):
@@ -47,6 +48,7 @@ _SIGMA = ("sigma", (0.35, 0.5, 0.65))
 _RAM = {"method": "ram", "kl_limit": None}
 _RAM_DIAL = ("temperature", (0.65, 0.8, 1.0))
 _STEPS = ("step_size", (0.1, 1.0, 5.0))  # the first is the published one
+_LONGER = ("step_size", (1.0, 5.0, 25.0))  # without a penalty, which long steps overshoot
 _LAM = ("lam", (0.1, 0.3, 1.0))
 _MOVES = {"method": "metropolis"}
 
@@ -60,19 +62,30 @@ CONTENDERS: dict[str, Contender] = {
     UNTRAINED: Contender(_RAM | {"aligner": "untrained"}, *_RAM_DIAL),
     MISVO: Contender({"method": "misvo"}, *_STEPS),
     MISVO_TEMPERED: Contender({"method": "misvo"}, *_STEPS, also={"temperature": BEST}),
-    MISVO_KL: Contender({"method": "misvo", "regularization": "kl"}, "step_size", like=MISVO),
-    MISVO_FREE: Contender({"method": "misvo", "regularization": "none"}, "step_size", like=MISVO),
+    MISVO_KL: Contender({"method": "misvo", "regularization": "kl"}, *_STEPS),
+    MISVO_FREE: Contender({"method": "misvo", "regularization": "none"}, *_LONGER),
     QALIGN: Contender({"method": "qalign"}, *_LAM, also={"temperature": BEST}),
     SUFFIX: Contender(_MOVES, *_LAM, also={"sigma": NOISE}),
     PCN: Contender(_MOVES, "pcn", (0.1, 0.3, 0.6), also={"sigma": NOISE, "lam": SUFFIX}),
     SLICE: Contender({"method": "elliptical_slice"}, *_LAM, also={"sigma": NOISE}),
     SMC: Contender({"method": "tempered_smc"}, *_LAM, also={"sigma": NOISE}),
+    SCORES: Contender(
+        {"method": "misvo", "weights": "softmax", "regularization": "none"},
+        *_LONGER,
+        also={"temperature": BEST},
+    ),
+    SPECULATIVE: Contender(
+        {"method": "speculative_rejection", "top_p": 1.0},
+        "share",
+        (0.25, 0.5, 0.75),
+        also={"temperature": BEST},
+    ),
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "first": (BEST, NOISE, AISP, VARIATE, STEERED),
     "second": (RAM, UNTRAINED, MISVO, MISVO_TEMPERED, MISVO_KL, MISVO_FREE),
-    "samplers": (QALIGN, SUFFIX, PCN, SLICE, SMC),
+    "third": (QALIGN, SUFFIX, PCN, SLICE, SMC, SCORES, SPECULATIVE),
 }
 
 PRIMARY = (STEERED, BEST)
@@ -93,7 +106,7 @@ SECONDARY: dict[str, tuple[tuple[str, str], ...]] = {
         (MISVO, MISVO_KL),
         (MISVO, MISVO_FREE),
     ),
-    "samplers": tuple((row, x) for row in GROUPS["samplers"] for x in (BEST, STEERED)),
+    "third": tuple((row, x) for row in GROUPS["third"] for x in (BEST, STEERED)),
 }
 
 

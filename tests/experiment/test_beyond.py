@@ -47,7 +47,10 @@ def test_a_row_without_trials_takes_the_value_of_the_row_that_it_names():
     published = configs[contenders.MISVO]
     assert published["step_size"] == 1 and published["temperature"] == 1
     assert configs[contenders.MISVO_TEMPERED] == published | {"temperature": 0.65}
-    assert configs[contenders.MISVO_FREE] == published | {"regularization": "none"}
+    assert configs[contenders.MISVO_FREE] == published | {
+        "regularization": "none",
+        "step_size": 5,
+    }
     assert configs[contenders.MISVO_KL] == published | {"regularization": "kl"}
     ours, control = configs[contenders.RAM], configs[contenders.UNTRAINED]
     assert control == ours | {"aligner": "untrained"} and ours["kl_limit"] is None
@@ -55,9 +58,9 @@ def test_a_row_without_trials_takes_the_value_of_the_row_that_it_names():
         assert configs[row]["sigma"] == 0.5 and configs[row]["lam"] == 0.3
     assert configs[contenders.PCN]["pcn"] == 0.3 and configs[contenders.SUFFIX]["pcn"] is None
     assert configs[contenders.QALIGN]["temperature"] == 0.65
-    assert contenders.of_groups("first, second,samplers") == list(contenders.CONTENDERS)
-    with pytest.raises(ValueError, match="a group is 'third'; known: first, second, samplers"):
-        contenders.of_groups("third")
+    assert contenders.of_groups("first, second,third") == list(contenders.CONTENDERS)
+    with pytest.raises(ValueError, match="a group is 'fourth'; known: first, second, third"):
+        contenders.of_groups("fourth")
     with pytest.raises(ValueError, match="a row is 'KAD'; known: best-of-n"):
         contenders.rows(beyond.size(128), tuned, ["KAD"])
 
