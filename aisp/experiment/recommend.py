@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aisp.experiment import declared, measures
 from aisp.experiment.beyond import BUDGETS, SETS, path_of
 from aisp.experiment.comparisons import whole_seeds
-from aisp.experiment.contenders import BEST, GROUPS, PRIMARY
+from aisp.experiment.contenders import BEST, GROUPS, PRIMARY, SECONDARY, trial_table
 from aisp.experiment.findings import Contrast
 from aisp.experiment.store.reading import load
 from aisp.experiment.tables import finished
@@ -103,3 +103,31 @@ def outcome(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     by_reward = declared.nested(records, *PRIMARY).contrast
     by_judge = declared.nested(records, *PRIMARY, "judged").contrast
     return declared.outcome(by_reward, by_judge)
+
+
+class Further(NamedTuple):
+    """Rows of another group than the first, as far as they are stored."""
+
+    seeds: list[int]
+    trials: "pd.DataFrame"  # from `contenders.trial_table`
+    contrasts: "pd.DataFrame"  # from `declared.secondary`
+
+
+def further(measured: "pd.DataFrame", trials: "pd.DataFrame") -> dict[str, Further]:
+    """Group -> what its rows say against the first group's, in the seeds in which all are whole.
+
+    Args:
+        measured: records of one set and budget, of all groups, with their measures.
+        trials: records of the trials.
+    """
+    found = {}
+    for group, labels in GROUPS.items():
+        there = [x for x in labels if x in set(measured["label"])]
+        if group == "first" or not there:
+            continue
+        whole = whole_seeds(measured, [*dict.fromkeys([*GROUPS["first"], *there])])
+        if len(whole):
+            seeds = sorted(whole["seed"].unique().tolist())
+            contrasts = declared.secondary(whole, SECONDARY[group])
+            found[group] = Further(seeds, trial_table(trials, there), contrasts)
+    return found

@@ -1,10 +1,22 @@
 """README's answer: what stands highest, by which lead, and what cannot be told from it."""
 
+import pandas as pd
 import pytest
 from fake_runs import measured
 
 from aisp.experiment import declared, recommend
-from aisp.experiment.contenders import AISP, BEST, GROUPS, NOISE, PRIMARY, STEERED
+from aisp.experiment.contenders import (
+    AISP,
+    BEST,
+    CONTENDERS,
+    GROUPS,
+    NOISE,
+    PRIMARY,
+    RAM,
+    STEERED,
+    UNTRAINED,
+    trial,
+)
 
 FIRST = GROUPS["first"]
 
@@ -35,6 +47,26 @@ def test_the_outcome_names_both_measures():
     said = recommend.outcome({("builtin", 128): records})
     assert "**confirmed**" in said and "By the judge, " in said
     assert PRIMARY == (STEERED, BEST)
+
+
+def test_rows_of_other_groups_count_in_the_seeds_in_which_they_are_whole():
+    shifts = {x: (0, 0) for x in FIRST} | {UNTRAINED: (1, 0), RAM: (1.02, 1)}
+    records = measured(shifts)
+    records = records[~(records["label"].isin([RAM, UNTRAINED]) & (records["seed"] == 2))]
+    trials = pd.DataFrame(
+        {"label": trial(x, v), "prompt": "d", "reward": v, "seed": 0, "interrupted": False}
+        for x in (RAM, UNTRAINED)
+        for v in CONTENDERS[x].tried
+    )
+    found = recommend.further(records, trials)
+    assert list(found) == ["second"] and found["second"].seeds == [0, 1]
+    assert found["second"].trials["taken"].tolist() == ["1", "1"]
+    table = found["second"].contrasts
+    assert table.loc[f"{RAM} minus {BEST}, by reward", "verdict"] == "higher"
+    assert table.loc[f"{RAM} minus {UNTRAINED}, by reward", "verdict"] == "undecided"
+    assert table.loc[f"{RAM} minus {UNTRAINED}, by judge", "verdict"] == "higher"
+    assert len(table) == 2 * 5
+    assert recommend.further(measured({BEST: (0, 0)}), trials) == {}
 
 
 def test_records_without_measures_are_left_out(tmp_path):
