@@ -153,6 +153,7 @@ def test_a_pool_of_the_notebook_is_small(tmp_path):
     assert (tmp_path / "pool.npz").stat().st_size < 3_000_000
     again = pool.read(tmp_path / "pool.npz")[40]
     assert again.key == runs[40].key and again.members.shape == (512, 10)
+    assert (again.members.dtype, again.reward.dtype) == (np.float16, np.float32)
     np.testing.assert_allclose(again.members, runs[40].members, atol=2e-3)
     np.testing.assert_allclose(again.reward, runs[40].reward, rtol=1e-6)
 
