@@ -149,6 +149,7 @@ def run(
 
     Raises:
         ValueError: candidates under one of these labels that were made otherwise.
+        KeyboardInterrupt: what was finished before is kept.
     """
     batch = whole("batch", batch, least=1, note=" (prompts decoded together)")
     made = _made(methods, scorer, judge)
@@ -204,6 +205,8 @@ def _candidates(
     """Run a method on prompts that are decoded together, and say what became of each candidate."""
     reward = _Kept(scorer)
     outs = align(list(prompts), scorer.policy, reward, seed=seed, progress=False, **parameters)
+    if any(out.interrupted for out in outs):
+        raise KeyboardInterrupt  # a part of a run is no run: the next one computes it anew
     for prompt, out in zip(prompts, outs, strict=True):
         texts = out.candidates["response"].tolist()
         same = [prompt] * len(texts)

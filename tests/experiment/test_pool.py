@@ -89,6 +89,25 @@ def test_a_run_that_was_stopped_goes_on_and_repeats_nothing(scorer, tmp_path, mo
     assert len(json.loads(path.with_name("pool.npz.json").read_text())["runs"]) == 2
 
 
+def test_an_interrupt_within_a_run_leaves_no_part_of_it(scorer, tmp_path, monkeypatch):
+    """`align` itself returns what it has found after an interrupt."""
+    path, calls, score = tmp_path / "pool.npz", [], scorer.score
+
+    def impatient(*args):
+        calls.append(1)
+        if len(calls) == 4:  # the second iteration of the second batch
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(scorer, "score", impatient)
+    methods = {"AISP": METHODS["AISP"]}
+    with pytest.raises(KeyboardInterrupt):
+        computed(path, scorer, methods)
+    runs = pool.read(path)
+    assert len(runs) == 2 and all(len(run.reward) == 6 for run in runs)
+    assert len(computed(path, scorer, methods)) == 3
+
+
 def test_what_was_made_otherwise_is_not_mixed(scorer, tmp_path):
     path = tmp_path / "pool.npz"
     methods = {"best": METHODS["best"]}
@@ -153,6 +172,7 @@ def test_a_pool_of_the_notebook_is_small(tmp_path):
     assert (tmp_path / "pool.npz").stat().st_size < 3_000_000
     again = pool.read(tmp_path / "pool.npz")[40]
     assert again.key == runs[40].key and again.members.shape == (512, 10)
+    assert (again.members.dtype, again.reward.dtype) == (np.float16, np.float32)
     np.testing.assert_allclose(again.members, runs[40].members, atol=2e-3)
     np.testing.assert_allclose(again.reward, runs[40].reward, rtol=1e-6)
 
