@@ -36,7 +36,8 @@ The protocol, written down before any prompt of a test set was decoded by it:
   own rows decoded a prompt of the protocol: samplers of the exact target that AISP replaces by a
   Gaussian, AISP by exact scores of the tokens (MISVO with AISP's weights), and speculative rejection.
   Their base law is the tuned one of best-of-n or of noise only, and each has one dial of its own. As
-  many trials, no primary contrast.
+  many trials, no primary contrast. (What is tried was chosen after tempered SMC at lam = 0.2 and
+  QAlign at lam = 0.5 had been run once on the prompts of the trials.)
 
     python -m aisp.experiment.beyond tune
     python -m aisp.experiment.beyond run --set builtin --budget 128 --seeds 0,1,2

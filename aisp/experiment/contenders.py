@@ -49,7 +49,7 @@ _RAM = {"method": "ram", "kl_limit": None}
 _RAM_DIAL = ("temperature", (0.65, 0.8, 1.0))
 _STEPS = ("step_size", (0.1, 1.0, 5.0))  # the first is the published one
 _LONGER = ("step_size", (1.0, 5.0, 25.0))  # without a penalty, which long steps overshoot
-_LAM = ("lam", (0.1, 0.3, 1.0))
+_LAM = ("lam", (0.1, 0.2, 0.4))
 _MOVES = {"method": "metropolis"}
 
 CONTENDERS: dict[str, Contender] = {
@@ -66,7 +66,7 @@ CONTENDERS: dict[str, Contender] = {
     MISVO_FREE: Contender({"method": "misvo", "regularization": "none"}, *_LONGER),
     QALIGN: Contender({"method": "qalign"}, *_LAM, also={"temperature": BEST}),
     SUFFIX: Contender(_MOVES, *_LAM, also={"sigma": NOISE}),
-    PCN: Contender(_MOVES, "pcn", (0.1, 0.3, 0.6), also={"sigma": NOISE, "lam": SUFFIX}),
+    PCN: Contender(_MOVES, "pcn", (0.15, 0.3, 0.6), also={"sigma": NOISE, "lam": SUFFIX}),
     SLICE: Contender({"method": "elliptical_slice"}, *_LAM, also={"sigma": NOISE}),
     SMC: Contender({"method": "tempered_smc"}, *_LAM, also={"sigma": NOISE}),
     SCORES: Contender(

@@ -49,7 +49,8 @@ def blocks(folder: Path) -> dict[str, str]:
         "re_control_state": lambda of: _reproduced(by_set(of, "AISP", "RE-Control")),
     }
     compared = recommend.stored(folder)
-    declared = {"outcome": recommend.outcome(compared), "answer": recommend.answer(compared)}
+    told = (recommend.outcome, recommend.answer, recommend.advice)
+    declared = {make.__name__: make(compared) for make in told}
     records, questions = _ablations(folder / "ablations.jsonl")
     longer = _bullets(_longer(records, questions["drift"]))
     sigma = dials.sentences(records, questions["sigma"])[0]

@@ -105,6 +105,23 @@ def outcome(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     return declared.outcome(by_reward, by_judge)
 
 
+def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
+    """The table's answer at the main budget in two sentences, one by the reward, one by the judge."""
+    records = found["builtin", 128]
+    by_reward, by_judge = (standing(records, m, GROUPS["first"]) for m in ("reward", "judged"))
+    if by_reward.first == BEST or by_reward.lead.verdict != "higher":
+        said = "By the reward no row is told from best-of-n at its tuned temperature: run that."
+    else:
+        others = f" (or {' or '.join(by_reward.level)}, not told from it)" * bool(by_reward.level)
+        said = f"**If the reward is what you want**, run {by_reward.first}{others}."
+    if BEST in (by_judge.first, *by_judge.level):
+        return said + (
+            " **If it only stands in for what you want**, best-of-n at a tuned temperature will do: "
+            "by a judge that was not optimized, no row is above it."
+        )
+    return f"{said} **By a judge that was not optimized**, {by_judge.first} stands above best-of-n."
+
+
 class Further(NamedTuple):
     """Rows of another group than the first, as far as they are stored."""
 

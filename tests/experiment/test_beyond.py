@@ -55,7 +55,7 @@ def test_a_row_without_trials_takes_the_value_of_the_row_that_it_names():
     ours, control = configs[contenders.RAM], configs[contenders.UNTRAINED]
     assert control == ours | {"aligner": "untrained"} and ours["kl_limit"] is None
     for row in (contenders.SUFFIX, contenders.PCN, contenders.SLICE, contenders.SMC):
-        assert configs[row]["sigma"] == 0.5 and configs[row]["lam"] == 0.3
+        assert configs[row]["sigma"] == 0.5 and configs[row]["lam"] == 0.2
     assert configs[contenders.PCN]["pcn"] == 0.3 and configs[contenders.SUFFIX]["pcn"] is None
     assert configs[contenders.QALIGN]["temperature"] == 0.65
     assert contenders.of_groups("first, second,third") == list(contenders.CONTENDERS)

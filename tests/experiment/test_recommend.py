@@ -42,6 +42,19 @@ def test_best_of_n_is_said_to_be_first_where_it_is():
     assert f"| 128 | built-in 12, 3 | **{BEST}**, {found.lead.signed} over {AISP} |" in text
 
 
+def test_the_advice_is_what_the_standings_are():
+    def of(**shifts):
+        records = measured({BEST: (0, 0), NOISE: (0, 0)} | shifts)
+        return recommend.advice({("builtin", 128): records})
+
+    assert "best-of-n at its tuned temperature: run that" in of()
+    both = of(**{STEERED: (1, 1)})
+    assert f"**If the reward is what you want**, run {STEERED}." in both
+    assert f"**By a judge that was not optimized**, {STEERED} stands above" in both
+    only = of(**{STEERED: (1, 0), AISP: (1, 0)})
+    assert " (or " in only and "only stands in for what you want" in only
+
+
 def test_the_outcome_names_both_measures():
     records = measured({BEST: (0, 0), STEERED: (1, 0)})
     said = recommend.outcome({("builtin", 128): records})
