@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from aisp.experiment.findings import Contrast, grouped
 from aisp.experiment.measures import computed_once
 from aisp.experiment.pool import Candidates, read
 from aisp.intervals import Nested, nested_bootstrap
@@ -185,6 +186,26 @@ def table(curves: "pd.DataFrame", label: str, samples: int) -> "pd.DataFrame":
                 cell[f"{name} minus {BEST}"] = f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]"
         cells[rule] = cell
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("rule").fillna("")
+
+
+def sentences(curves: "pd.DataFrame", label: str, samples: int) -> list[str]:
+    """What the table's intervals support: which rules differ from best-of-n, by reward and by judge.
+
+    Args:
+        curves, label, samples: as `table` takes them.
+    """
+    rows = curves[(curves["label"] == label) & (curves["samples"] == samples)]
+    by_run = rows.set_index(["rule", "prompt", "seed"])[["reward", "judged"]]
+    said = []
+    for column, measure in {"reward": "reward", "judged": "judge"}.items():
+        found = {}
+        for rule in (x for x in rows["rule"].unique() if x != BEST):
+            gap = _over_prompts((by_run.loc[rule] - by_run.loc[BEST])[column])
+            size = (rows["prompt"].nunique(), gap.mean, gap.low, gap.high)
+            found[rule] = Contrast(rule, BEST, *size, measure)
+        what = f"By the {measure}, on the candidates of {label}, **another rule minus best-of-n**"
+        said.append(grouped(what, found))
+    return said
 
 
 def _over_prompts(values: "pd.Series") -> Nested:

@@ -136,6 +136,10 @@ def _recipes() -> dict[str, Recipe]:
     recipes["beyond"] = Recipe("11_beyond", beyond, figures.over_optimization)
     recipes["beyond_costs"] = Recipe("11_beyond", ("beyond_builtin_128.jsonl",), _costs)
     recipes["drift_prefixes"] = Recipe("10_drift", ("drift_prefixes.csv",), _prefix_share)
+    rules = ["best-of-n", "soft best-of-n, lam = 0.3", "pessimism, beta = 0.03", "ensemble, k = 2"]
+    make = partial(figures.selection, rules=rules)
+    pool = ("beyond_pool_builtin_128.curves.csv",)
+    recipes["beyond_selection"] = Recipe("11_beyond", pool, make)
     paired = partial(_main, figures.paired_differences, first="AISP")
     for name in ("main_results", "main_results_shp", "main_results_hh"):
         files = (f"{name}.jsonl",)

@@ -123,6 +123,17 @@ def test_the_table_has_nested_intervals_and_differences_within_a_run():
         selection.table(rows, "A", 5)
 
 
+def test_sentences_say_what_the_intervals_of_the_table_support():
+    runs = [candidates(prompt=f"p{i}") for i in range(5)]
+    rows = selection.curves(runs, {"A": False}, FEW)
+    rows.loc[rows["rule"] == "soft", "judged"] += 50
+    table = selection.table(rows, "A", 6)
+    by_reward, by_judge = selection.sentences(rows, "A", 6)
+    assert f"above 0 for soft ({table['judge minus best-of-n']['soft']})" in by_judge
+    assert f"ensemble ({table['reward minus best-of-n']['ensemble']})" in by_reward
+    assert by_judge.startswith("By the judge, on the candidates of A, **another rule minus")
+
+
 def test_curves_are_stored_beside_their_pool_and_read_again(tmp_path, monkeypatch):
     path = tmp_path / "pool.npz"
     with pytest.raises(FileNotFoundError, match=r"no pool at .*python -m aisp\.experiment\.pool"):
