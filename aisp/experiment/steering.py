@@ -229,7 +229,7 @@ def trial_sentences(tried: "pd.DataFrame") -> list[str]:
     said.append(f"Highest mean of the last iteration's samples: {'; '.join(highest)}.")
     lost = means.index[means["u"] > 1000]
     if len(lost):
-        said.append(f"u grows without bound, to a length over 1,000, in: {'; '.join(lost)}.")
+        said.append(f"u grows to a length over 1,000 in: {'; '.join(lost)}.")
     return said
 
 
@@ -248,8 +248,8 @@ def sentences(found: "pd.DataFrame") -> list[str | findings.Contrast]:
         f"Of the claim: AISP as published {'steers' if farther else 'is not shown to steer'} farther, "
         f"and {finds.get(gain, 'is not shown to find less')}, here."
     )
-    cost = times(found, "seconds", MISVO, AISP)
-    said.append(f"{MISVO} takes {_times(cost)} the processor time of AISP.")
+    cost = times(found, "seconds", MISVO, AISP)[0]
+    said.append(f"{MISVO} takes {cost:.2f} times the processor time of AISP.")
     return said
 
 
