@@ -76,6 +76,6 @@ def _band(ax: "Axes", curves: "pd.DataFrame", color: str, draws: int) -> None:
 def _counts(ax: "Axes", line: "pd.DataFrame") -> None:
     """The number of samples at a few marks of a line."""
     for row in line.iloc[:: max(1, len(line) // 4)].itertuples():
-        where: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, -12)}
-        where |= {"fontsize": 6, "color": "gray", "ha": "center"}
+        where: dict[str, Any] = {"textcoords": "offset points", "xytext": (9, -14)}
+        where |= {"fontsize": 6, "color": "gray"}
         ax.annotate(f"n = {row.samples}", (row.reward, row.judged), **where)
