@@ -33,7 +33,7 @@ The protocol, written down before any prompt of a test set was decoded by it:
   on other development prompts.) A row that takes another row's value is said to in
   `contenders.CONTENDERS`.
 - The third group was declared after seed 0 of the first one had been looked at, and before any of its
-  own rows decoded a prompt of the protocol: samplers of the exact target that AISP replaces by a
+  own rows decoded a test prompt: samplers of the exact target that AISP replaces by a
   Gaussian, AISP by exact scores of the tokens (MISVO with AISP's weights), and speculative rejection.
   Their base law is the tuned one of best-of-n or of noise only, and each has one dial of its own. As
   many trials, no primary contrast. (What is tried was chosen after tempered SMC at lam = 0.2 and
