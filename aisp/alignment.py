@@ -38,8 +38,9 @@ class Alignment:
             (so far), ess, kl (of the proposal that was drawn from, in nats), tokens (decoded in the
             iteration; those kept from earlier responses are not counted), seconds (wall
             clock of the iteration, divided equally among the prompts decoded in one batch; of
-            iterations that were decoded together, the first one has the time of decoding), and
-            what a method adds, such as reward_calls.
+            iterations that were decoded together, the first one has the time of decoding), what a
+            method adds, such as reward_calls, and `solved`, how many samples reached the highest
+            reward there is, for a reward that says what that is (its `maximum`).
         config, seed, method: what produced it.
         interrupted: stopped by the keyboard before the budget was used.
         state: where the method ended; `align(..., state=state)` goes on from there.
@@ -116,7 +117,10 @@ def search(
     """
     P = len(state.prompts)
     run = _Run(
-        [[] for _ in range(P)], [[] for _ in range(P)], [state.select([i]) for i in range(P)]
+        [[] for _ in range(P)],
+        [[] for _ in range(P)],
+        [state.select([i]) for i in range(P)],
+        getattr(reward, "maximum", None),
     )
     active = list(range(P))
     started = time.perf_counter()
@@ -163,6 +167,7 @@ class _Run:
     candidates: list[list[dict[str, Any]]]
     history: list[list[dict[str, Any]]]
     states: list[SearchState]
+    maximum: float | None  # of the reward
 
     def within_budget(self, i: int, started: float, config: SearchConfig) -> bool:
         if not self.history[i]:
@@ -207,6 +212,8 @@ class _Run:
                 "seconds": seconds,
                 **{name: values[row] for name, values in info.columns.items()},
             }
+            if self.maximum is not None:
+                about["solved"] = int((rewards == self.maximum).sum())
             candidates = _rows(info.iteration, texts, rewards, log_w)
             found.append((candidates, about, state.select([row])))
         for i, (candidates, about, own) in zip(active, found, strict=True):

@@ -419,7 +419,7 @@ def test_parameters_are_those_of_the_notebook_and_its_methods_take_them(path):
         if "skywork" in path.stem:  # of MISVO's text
             kappa = 32 if "llama" in path.stem else 16
             assert setting == (kappa, 0.999, math.sqrt(0.5), 512, 500) and config.n == kappa
-            assert {"aisp_cv", "misvo"} <= {m["method"] for m in methods.values()}
+            assert {"aisp_cv", "aisp_scores", "misvo"} <= {m["method"] for m in methods.values()}
         else:
             assert setting == (32, 0.99, 0.5, 128, 1000) and config.n == 32
 

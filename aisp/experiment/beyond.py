@@ -42,7 +42,8 @@ The protocol, written down before any prompt of a test set was decoded by it:
     python -m aisp.experiment.beyond tune
     python -m aisp.experiment.beyond run --set builtin --budget 128 --seeds 0,1,2
 
-(with `--groups second,third` for the other groups) compute the records in data/results/<profile>/beyond_*.jsonl; what is there is not computed again.
+(with `--groups second,third` for the other groups) compute the records in data/results/<profile>/beyond_*.jsonl, one file for each set, budget and group; what
+is there is not computed again.
 """
 
 import argparse
@@ -123,8 +124,17 @@ def _few(number: int, profile: str) -> int:
 
 
 def path_of(part: str, profile: str = "cpu", folder: Path | None = None) -> Path:
-    """Where the records of "tune" or of SET_BUDGET lie."""
+    """Where the records of "tune" or of SET_BUDGET lie, those of its first group."""
     return records_path(f"beyond_{part}", profile, folder)
+
+
+def paths(
+    which: str, samples: int, profile: str = "cpu", folder: Path | None = None
+) -> dict[str, Path]:
+    """Group of rows -> where its records of a set and budget lie, or will."""
+    part = f"{which}_{samples}"
+    names = {group: part if group == "first" else f"{part}_{group}" for group in GROUPS}
+    return {group: path_of(name, profile, folder) for group, name in names.items()}
 
 
 def tune(
@@ -163,7 +173,10 @@ def run(
     folder: Path | None = None,
     **options: Any,
 ) -> "pd.DataFrame":
-    """Compute the records of a set and budget that are missing, seed by seed, and return all of them.
+    """Compute the records of a set and budget that are missing, seed by seed, each group's in a file.
+
+    Returns:
+        All records of the files that have these rows.
 
     Args:
         which: one of SETS.
@@ -175,13 +188,19 @@ def run(
         ValueError: an unknown set, budget or row; trials that are not complete.
         FileNotFoundError: no trials, or no file of the set's prompts.
     """
+    import pandas as pd
+
     prompts = prompts_of(which, profile)
     chosen = tuned(load(path_of("tune", profile, folder)), labels)
     methods = rows(size(samples, profile), chosen, labels)
-    path = path_of(f"{which}_{samples}", profile, folder)
+    found = {}
     for seed in seeds:
-        found = experiment.run(path, methods, prompts, policy, reward, seeds=[seed], **options)
-    return found
+        for group, path in paths(which, samples, profile, folder).items():
+            own = {x: methods[x] for x in GROUPS[group] if x in methods}
+            if own:
+                options["seeds"] = [seed]
+                found[path] = experiment.run(path, own, prompts, policy, reward, **options)
+    return pd.concat(found.values(), ignore_index=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

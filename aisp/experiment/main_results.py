@@ -21,7 +21,7 @@ from aisp.assets import EMBEDDED, is_embedded
 from aisp.checks import real
 from aisp.experiment import records as experiment
 from aisp.experiment import tables
-from aisp.experiment.contenders import STEERED
+from aisp.experiment.contenders import SCORES, STEERED
 from aisp.experiment.measures import MEASURES
 from aisp.experiment.parameters import read as read_parameters
 from aisp.experiment.profiles import records_path
@@ -45,7 +45,7 @@ METHODS = (
     "ram",
     "kad",
 )
-NAMED = ("aisp_cv", "misvo")  # run where they are named; notebook 11 compares them
+NAMED = ("aisp_cv", "aisp_scores", "misvo")  # run where they are named; notebook 11 compares them
 BASELINE = "best-of-n (top-p 0.9)"
 # What KAD does when it defers nothing, and so its control. When it defers everything, it does what
 # best-of-n at T = 1 does.
@@ -134,6 +134,7 @@ def plan(
         "ram": ("RAM", {"method": "ram", "aligner": aligner, "kl_limit": kl_limit, **budget}),
         "kad": ("KAD", {"method": "kad", **budget}),
         "aisp_cv": (STEERED, {"method": "aisp_cv", "sigma": sigma, "lam": lam, **budget}),
+        "aisp_scores": (SCORES, {"method": "aisp_scores", "lam": lam, **budget}),
         "misvo": ("MISVO", {"method": "misvo", **budget}),
     }
     methods = dict(labels_and_parameters[name] for name in chosen if name not in obstacles)

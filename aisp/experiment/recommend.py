@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from aisp.experiment import declared, measures
-from aisp.experiment.beyond import BUDGETS, SETS, path_of
+from aisp.experiment.beyond import BUDGETS, SETS, paths
 from aisp.experiment.comparisons import whole_seeds
-from aisp.experiment.contenders import BEST, GROUPS, PRIMARY, SECONDARY, trial_table
+from aisp.experiment.contenders import BEST, CONTENDERS, GROUPS, PRIMARY, SECONDARY, trial_table
 from aisp.experiment.findings import Contrast
 from aisp.experiment.store.reading import load
 from aisp.experiment.tables import finished
@@ -22,19 +22,38 @@ Stored = dict[tuple[str, int], "pd.DataFrame"]
 def stored(folder: Path) -> Stored:
     """(set, samples) -> records with their measures, of the seeds that a folder holds as a whole.
 
+    A row of another group than the first joins where it is whole in all seeds that the first is.
+
     Args:
         folder: data/results/<profile>/.
     """
+    import pandas as pd
+
     found: Stored = {}
     for which in SETS:
         for samples in BUDGETS:
-            path = path_of(f"{which}_{samples}", folder=folder)
-            if path.exists():
-                records = whole_seeds(load(path), GROUPS["first"])
-                judged = measures.kept(records, path)
-                if judged is not None and len(judged):
-                    found[which, samples] = judged
+            there = [
+                path for path in paths(which, samples, folder=folder).values() if path.exists()
+            ]
+            parts = [measures.kept(load(path), path) for path in there]
+            judged = [of for of in parts if of is not None]
+            if judged:
+                records = comparable(pd.concat(judged, ignore_index=True))
+                if len(records):
+                    found[which, samples] = records
     return found
+
+
+def comparable(records: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows that are whole in all seeds in which the first group is, in these seeds."""
+    import pandas as pd
+
+    first = whole_seeds(records, GROUPS["first"])
+    seeds = set(first["seed"])
+    own = records[records["seed"].isin(seeds)]
+    others = [x for x in own["label"].unique() if x not in GROUPS["first"]]
+    rows = [whole_seeds(own, [x]) for x in others]
+    return pd.concat([first, *(of for of in rows if set(of["seed"]) == seeds)])
 
 
 class Standing(NamedTuple):
@@ -83,7 +102,7 @@ def answer(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
         whole = finished(records)
         seeds = whole.loc[whole["label"] == BEST, "seed"].nunique()
         cells = [
-            _cell(standing(records, measure, GROUPS["first"])) if measure in records else ""
+            _cell(standing(records, measure, list(CONTENDERS))) if measure in records else ""
             for measure in ("reward", "judged")
         ]
         size = f"{NAMES[which]} {whole['prompt'].nunique()}, {seeds}"
@@ -108,7 +127,7 @@ def outcome(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
 def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     """The table's answer at the main budget in two sentences, one by the reward, one by the judge."""
     records = found["builtin", 128]
-    by_reward, by_judge = (standing(records, m, GROUPS["first"]) for m in ("reward", "judged"))
+    by_reward, by_judge = (standing(records, m, list(CONTENDERS)) for m in ("reward", "judged"))
     if by_reward.first == BEST or by_reward.lead.verdict != "higher":
         said = "By the reward no row is told from best-of-n at its tuned temperature: run that."
     else:

@@ -14,6 +14,7 @@ from aisp.alignment import search
 from aisp.checks import whole
 from aisp.methods import (
     aisp_cv,
+    aisp_scores,
     args,
     best_of_n,
     elliptical_slice,
@@ -35,6 +36,7 @@ from aisp.state import Method, SearchConfig, SearchState
 METHODS: dict[str, Method] = {
     "aisp": Method(sampler.AISPConfig, sampler.init, sampler.step, sampler.steps),
     "aisp_cv": Method(aisp_cv.AISPCVConfig, sampler.init, sampler.step, sampler.steps),
+    "aisp_scores": Method(aisp_scores.AISPScoresConfig, misvo.init, misvo.step),
     "args": Method(args.ARGSConfig, args.init, args.step),
     "best_of_n": Method(best_of_n.BestOfNConfig, best_of_n.init, best_of_n.step, best_of_n.steps),
     "elliptical_slice": Method(

@@ -46,6 +46,7 @@ class Reward(ABC):
     scores_prefixes: bool = (
         True  # False: it reads whole responses only, such as a checker of answers
     )
+    maximum: float | None = None  # the highest reward there is, such as 1 for "all checks hold"
 
     @abstractmethod
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:

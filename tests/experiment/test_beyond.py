@@ -6,6 +6,7 @@ import pytest
 from tiny import reward
 
 from aisp.experiment import beyond, comparisons, contenders
+from aisp.experiment.store.reading import load
 from aisp.methods import configure
 
 TUNED = {
@@ -134,11 +135,14 @@ def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
         beyond.run("builtin", 128, policy, reward, **own)
     chosen = beyond.tune(policy, reward, **own)
     assert set(chosen) == set(contenders.tried(beyond.FIRST))
-    few = beyond.run(
-        "builtin", 128, policy, reward, labels=[contenders.BEST, contenders.STEERED], **own
-    )
-    assert len(few) == 4
-    path = tmp_path / "beyond_builtin_128.jsonl"
+    beyond.tune(policy, reward, labels=[contenders.SPECULATIVE], **own)
+    labels = [contenders.BEST, contenders.SPECULATIVE, contenders.STEERED]
+    few = beyond.run("builtin", 128, policy, reward, labels=labels, **own)
+    assert few.groupby("label").size().to_dict() == dict.fromkeys(labels, 2)
+    path, _, later = beyond.paths("builtin", 128, "smoke", tmp_path).values()
+    assert path == tmp_path / "beyond_builtin_128.jsonl" and later.stem.endswith("128_third")
+    assert set(load(path)["label"]) == {contenders.BEST, contenders.STEERED}
+    assert set(load(later)["label"]) == {contenders.SPECULATIVE}
     content = path.read_bytes()
     records = beyond.run("builtin", 128, policy, reward, seeds=[0, 1], **own)
     assert path.read_bytes().startswith(content)  # computed on, not anew

@@ -86,3 +86,16 @@ def test_records_without_measures_are_left_out(tmp_path):
     assert recommend.stored(tmp_path) == {}
     with pytest.raises(KeyError):
         recommend.outcome({})
+
+
+def test_a_row_of_a_later_group_joins_the_answer_where_it_is_whole():
+    shifts = {x: (0, 0) for x in FIRST} | {RAM: (1, 0), UNTRAINED: (2, 0)}
+    records = measured(shifts)
+    records = records[(records["label"] != UNTRAINED) | (records["seed"] < 2)]
+    records = records[~records["label"].isin(FIRST) | (records["seed"] < 3)]
+    found = recommend.comparable(records)
+    assert set(found["label"]) == {*FIRST, RAM}  # of UNTRAINED a seed is missing
+    assert f"**{RAM}**" in recommend.answer({("builtin", 128): found})
+    fewer = records[(records["label"] != AISP) | (records["seed"] < 2)]
+    both = recommend.comparable(fewer)
+    assert set(both["label"]) == {*FIRST, RAM, UNTRAINED} and set(both["seed"]) == {0, 1}

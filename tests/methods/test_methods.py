@@ -63,6 +63,7 @@ def test_the_known_methods_are_listed():
     assert available() == [
         "aisp",
         "aisp_cv",
+        "aisp_scores",
         "args",
         "best_of_n",
         "elliptical_slice",
@@ -84,6 +85,23 @@ def test_the_signature_is_one_and_the_same(method):
     assert list(inspect.signature(step).parameters) == ["state", "policy", "reward", "config"]
     for name in inspect.signature(config).parameters:  # the one place where they are documented
         assert any(re.search(rf"\b{name}\b", c.__doc__ or "") for c in config.__mro__), name
+
+
+class Even(aisp.Reward):
+    """1 for a response of an even number of characters, else 0."""
+
+    name, maximum = "even", 1.0
+
+    def score(self, prompts, responses):
+        return torch.tensor([float(len(x) % 2 == 0) for x in responses], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", ["aisp", "best_of_n", "aisp_scores"])
+def test_samples_that_reach_the_highest_reward_are_counted_where_it_is_known(call, method):
+    out = call(method, reward=Even())
+    counts = out.candidates.groupby("iteration")["reward"].sum()
+    assert 0 < counts.sum() < 12 and out.history["solved"].tolist() == counts.tolist()
+    assert "solved" not in call(method).history
 
 
 @each_method
@@ -391,7 +409,7 @@ def test_other_bad_calls_are_refused(tiny):
     with pytest.raises(TypeError, match="prompts is 7"):
         aisp.align(7, tiny(), reward)
     with pytest.raises(
-        ValueError, match="unknown method 'bon'; known: aisp, aisp_cv, args, best_of_n"
+        ValueError, match="unknown method 'bon'; known: aisp, aisp_cv, aisp_scores, args, best_of_n"
     ):
         aisp.align("Hi", tiny(), reward, method="bon")
     with pytest.raises(ValueError, match="best_of_n has no parameter 'sigma'; it takes: n, kappa"):
