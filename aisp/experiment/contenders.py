@@ -3,7 +3,7 @@
 `aisp.experiment.beyond` has the protocol, and runs these.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -120,21 +120,26 @@ def of_groups(groups: str | Iterable[str]) -> list[str]:
     return [row for x in listed for row in GROUPS[choice("a group", x.strip(), list(GROUPS))]]
 
 
+Rows = Mapping[str, Contender]
+
+
 def rows(
-    budget: dict[str, int], tuned: dict[str, float], labels: Sequence[str] | None = None
+    budget: dict[str, int],
+    tuned: dict[str, float],
+    labels: Iterable[str] | None = None,
+    known: Rows = CONTENDERS,
 ) -> dict[str, dict[str, Any]]:
     """The methods that are compared, as `experiment.run` takes them.
 
     Args:
         budget: n, kappa and max_new_tokens, the same for all.
         tuned: label -> the value of its dial.
-        labels: of CONTENDERS; None takes those whose values are in `tuned`.
+        labels: of `known`; None takes those whose values are in `tuned`.
+        known: all rows of the comparison, here and below.
     """
     if labels is None:
-        labels = [x for x in CONTENDERS if set(needs(x)) <= set(tuned)]
-    return {
-        x: _row(CONTENDERS[choice("a row", x, list(CONTENDERS))], x, budget, tuned) for x in labels
-    }
+        labels = [x for x in known if set(needs(x, known)) <= set(tuned)]
+    return {x: _row(known[choice("a row", x, list(known))], x, budget, tuned) for x in labels}
 
 
 def _row(
@@ -147,20 +152,23 @@ def _row(
     return method
 
 
-def needs(label: str) -> list[str]:
+def needs(label: str, known: Rows = CONTENDERS) -> list[str]:
     """The rows whose trials decide a row's parameters."""
-    of = CONTENDERS[choice("a row", label, list(CONTENDERS))]
+    of = known[choice("a row", label, list(known))]
     return [of.like or label, *of.also.values()]
 
 
-def tried(labels: Iterable[str]) -> dict[str, Contender]:
-    """The rows with trials of their own that these need, in the order of CONTENDERS."""
-    wanted = {x for label in labels for x in needs(label)}
-    return {x: of for x, of in CONTENDERS.items() if x in wanted}
+def tried(labels: Iterable[str], known: Rows = CONTENDERS) -> dict[str, Contender]:
+    """The rows with trials of their own that these need, in the order of `known`."""
+    wanted = {x for label in labels for x in needs(label, known)}
+    return {x: of for x, of in known.items() if x in wanted}
 
 
 def trials(
-    budget: dict[str, int], labels: Iterable[str], tuned: dict[str, float]
+    budget: dict[str, int],
+    labels: Iterable[str],
+    tuned: dict[str, float],
+    known: Rows = CONTENDERS,
 ) -> dict[str, dict[str, Any]]:
     """The trials of these rows, as `experiment.run` takes them: label "ROW, DIAL = VALUE" -> method.
 
@@ -168,17 +176,19 @@ def trials(
         tuned: values of the rows whose value one of these takes `also`.
     """
     return {
-        trial(label, value): _row(of, label, budget, tuned | {label: value})
-        for label, of in tried(labels).items()
+        trial(label, value, known): _row(of, label, budget, tuned | {label: value})
+        for label, of in tried(labels, known).items()
         for value in of.tried
     }
 
 
-def trial(label: str, value: float) -> str:
-    return f"{label}, {CONTENDERS[label].dial} = {value:g}"
+def trial(label: str, value: float, known: Rows = CONTENDERS) -> str:
+    return f"{label}, {known[label].dial} = {value:g}"
 
 
-def tuned(records: "pd.DataFrame", labels: Iterable[str]) -> dict[str, float]:
+def tuned(
+    records: "pd.DataFrame", labels: Iterable[str], known: Rows = CONTENDERS
+) -> dict[str, float]:
     """The value of each dial whose trial has the highest mean reward, the first of equals.
 
     Args:
@@ -190,32 +200,32 @@ def tuned(records: "pd.DataFrame", labels: Iterable[str]) -> dict[str, float]:
     """
     whole = tables.finished(records)
     seen = {label: frozenset(of["prompt"]) for label, of in whole.groupby("label")}
-    asked = tried(labels)
-    wanted = {trial(x, value) for x, of in asked.items() for value in of.tried}
+    asked = tried(labels, known)
+    wanted = {trial(x, value, known) for x, of in asked.items() for value in of.tried}
     if wanted - set(seen) or len({seen[x] for x in wanted}) > 1:
         raise ValueError(
-            "the trials are not complete; compute them first: python -m aisp.experiment.beyond tune"
+            "the trials are not complete; compute them first, by the command's action `tune`"
         )
     means = whole.groupby("label")["reward"].mean()
     chosen = {}
     for label, of in asked.items():
-        found = {value: means[trial(label, value)] for value in of.tried}
+        found = {value: means[trial(label, value, known)] for value in of.tried}
         chosen[label] = max(found, key=found.__getitem__)
     return chosen
 
 
-def trial_table(records: "pd.DataFrame", labels: Iterable[str]) -> "pd.DataFrame":
+def trial_table(
+    records: "pd.DataFrame", labels: Iterable[str], known: Rows = CONTENDERS
+) -> "pd.DataFrame":
     """Mean reward of every trial, and which values were taken: index rows, columns dial and values."""
     import pandas as pd
 
     labels = list(labels)
-    means, chosen = (
-        tables.finished(records).groupby("label")["reward"].mean(),
-        tuned(records, labels),
-    )
+    means = tables.finished(records).groupby("label")["reward"].mean()
+    chosen = tuned(records, labels, known)
     listed = {}
-    for label, of in tried(labels).items():
-        shown = [f"{value:g}: {means[trial(label, value)]:.2f}" for value in of.tried]
+    for label, of in tried(labels, known).items():
+        shown = [f"{value:g}: {means[trial(label, value, known)]:.2f}" for value in of.tried]
         listed[label] = {"dial": of.dial}
         listed[label] |= {f"trial {i + 1}": text for i, text in enumerate(shown)}
         listed[label]["taken"] = f"{chosen[label]:g}"

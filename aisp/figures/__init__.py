@@ -14,7 +14,7 @@
 
 from aisp.figures.ablations import ablation, dials, over_optimization
 from aisp.figures.base import COLUMN, METHODS, PAGE, looks, save, style
-from aisp.figures.curves import cost_curves, histories, main_results, reward_curves
+from aisp.figures.curves import cost_curves, histories, main_results, reward_curves, solved_curves
 from aisp.figures.drift import drift, prefix_share
 from aisp.figures.means import (
     deferral,
@@ -59,6 +59,7 @@ __all__ = [
     "runtime_share",
     "save",
     "selection",
+    "solved_curves",
     "style",
     "theory_alpha",
     "theory_flow",

@@ -126,6 +126,37 @@ def cost_curves(records: "pd.DataFrame") -> "Figure":
 
 
 @labeled
+def solved_curves(
+    records: "pd.DataFrame", passes: "pd.DataFrame", *, draws: int = 2000
+) -> "Figure":
+    """Share of runs that have found a response of reward 1, against samples used; beside it pass@k.
+
+    Args:
+        records: from `aisp.experiment.load`, of a reward that is 1 at most.
+        passes: from `aisp.experiment.verified.pass_at_k`; a line for each category.
+    """
+    import matplotlib.pyplot as plt
+
+    records = finished(records)
+    best = [[float(x == 1) for x in h["reward_best"]] for h in records["history"]]
+    shares = records.assign(history=[{"reward_best": x} for x in best])
+    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 0.44 * PAGE))
+    _curves(left, shares, looks(records["label"]), draws)
+    title = f"{records['prompt'].nunique()} prompts, 95% bootstrap bands"
+    left.set(xlabel="samples used per prompt", ylabel="share of runs that are solved")
+    left.set_title(title, loc="left")
+    for category, look in looks(passes["category"]).items():
+        of = passes[passes["category"] == category].groupby("k")["pass"].mean()
+        right.plot(of.index, of, markersize=3.5, label=category, **look.signs)
+    right.set_xscale("log", base=2)
+    right.set(xlabel="samples k of the policy itself", ylabel="pass@k", ylim=(0, 1.02))
+    right.legend(loc="lower right")
+    handles = left.get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower center", ncols=3, handlelength=3)
+    return fig
+
+
+@labeled
 def histories(records: "pd.DataFrame", columns: dict[str, str]) -> "Figure":
     """Columns of the history by iteration, one panel each, mean over prompts, one line per label.
 

@@ -2,7 +2,7 @@
 
 - `responses`: length, diversity, coherence, KL to the base policy, surprisal;
 - `comparison`: win rates, and the judges that decide them;
-- `selection`: which candidate of a pool to return, by other rules than the highest reward.
+- `selection`: which candidate of a pool to return, by other rules than the highest reward; pass@k.
 """
 
 from aisp.metrics.comparison import (
@@ -20,6 +20,7 @@ from aisp.metrics.responses import (
     surprisal,
     token_kl,
 )
+from aisp.metrics.selection import pass_at_k
 
 __all__ = [
     "QUESTION",
@@ -29,6 +30,7 @@ __all__ = [
     "kl_to_base",
     "language_model_judge",
     "length",
+    "pass_at_k",
     "reward_judge",
     "surprisal",
     "token_kl",

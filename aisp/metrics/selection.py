@@ -17,6 +17,7 @@ statistics; every other rule by `over_subsets`.
 All tensors are (..., N), computed in float64; rewards are finite.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -195,3 +196,21 @@ def _checked(rewards: Tensor) -> Tensor:
             "ones of a pool of at least one candidate"
         )
     return r.contiguous()
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that one of k samples is correct, without bias from n samples (arXiv:2107.03374, eq. 1).
+
+    1 - C(n - correct, k) / C(n, k): what `best_of_n` is for rewards that are 0 or 1.
+
+    Raises:
+        ValueError: not 0 <= correct <= n, or not 1 <= k <= n.
+    """
+    n, correct, k = (
+        whole("n", n, least=1),
+        whole("correct", correct, least=0),
+        whole("k", k, least=1),
+    )
+    if correct > n or k > n:
+        raise ValueError(f"n is {n}, correct {correct} and k {k}; both must be at most n")
+    return 1 - math.comb(n - correct, k) / math.comb(n, k)

@@ -125,7 +125,7 @@ def test_the_highest_mean_is_taken_and_the_first_of_equals():
         "0.65",
     ]
     for missing in (records[records["label"] != "AISP, sigma = 0.5"], records.drop(index=3)):
-        with pytest.raises(ValueError, match=r"trials are not complete.*beyond tune"):
+        with pytest.raises(ValueError, match=r"trials are not complete.*action `tune`"):
             contenders.tuned(missing, beyond.FIRST)
 
 

@@ -178,3 +178,22 @@ def test_an_ensemble_that_disagrees_lowers_a_reward():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_pass_at_k_is_best_of_n_of_rewards_that_are_0_or_1():
+    for correct in range(8):
+        rewards = [1.0] * correct + [0.0] * (7 - correct)
+        for k in range(1, 8):
+            found = selection.pass_at_k(7, correct, k)
+            subsets = [max(s) for s in combinations(rewards, k)]
+            assert found == pytest.approx(sum(subsets) / len(subsets))
+            pool = torch.tensor(rewards)
+            assert found == pytest.approx(
+                float(selection.expected(selection.best_of_n(pool, k), pool))
+            )
+
+
+@pytest.mark.parametrize(("n", "correct", "k"), [(4, 5, 1), (4, 1, 5), (4, -1, 1), (4, 1, 0)])
+def test_pass_at_k_refuses_counts_that_cannot_be(n, correct, k):
+    with pytest.raises(ValueError, match=r"correct|n is 4|k is 0"):
+        selection.pass_at_k(n, correct, k)

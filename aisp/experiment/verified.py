@@ -1,0 +1,300 @@
+"""Notebook 12: rewards that a program checks, where no judge is needed. The protocol.
+
+Written down before any prompt of the test half was decoded:
+
+- Question: where the reward is a program's verdict, which method finds a response that passes in the
+  fewest samples? And does what it finds do more than pass?
+- Prompts: data/verifiable.jsonl, those of instructions and of arithmetic. Trials use the first
+  prompts of the dev half, the comparison the first of the test half (`SIZES`), in the file's order.
+- Reward: the share of a prompt's checks that hold, strictly (`aisp.rewards.verifiable`).
+- Rows: best-of-n, noise only, AISP as published but for lam, and the two rows that notebook 11 found
+  highest: AISP by exact scores, and the control variate at the first steps. The policy itself, at
+  temperature 1, is shown beside them, and makes the curve of pass@k.
+- Trials: three for each row's dial, at seed 0, by the mean of `soon`, the first of equals. Noise only
+  has its sigma, which AISP and the control variate take; best-of-n its temperature, which the exact
+  scores take. Their own dial is lam: this reward's spread is far below the 1 for which the
+  published lam was chosen.
+- Budget: 128 samples (16 x 8) of at most 64 tokens; seeds 0, 1, 2, each computed as a whole.
+- Measures, by prompt and seed: `strict`, whether the best response passes all checks; `loose`, the
+  same by IFEval's loose reading; `soon`, the share of the iterations after which a response was at
+  hand that passes all checks strictly. `soon` does not saturate where every method finds one in the end.
+- Primary contrast, one: `PRIMARY` by `soon`, on all prompts of the comparison. Its 95% interval
+  (bootstrap over prompts, then seeds within a prompt) above 0 confirms it, and so on as in notebook 11.
+- Secondary contrasts: `SECONDARY` by `soon`, `strict` and `loose`, and the primary pair by the two;
+  p-values adjusted by Holm together.
+
+    python -m aisp.experiment.verified tune
+    python -m aisp.experiment.verified run --seeds 0,1,2
+
+compute the records in data/results/<profile>/verified_*.jsonl; what is there is not computed again.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from aisp.checks import choice, whole
+from aisp.experiment import contenders, tables
+from aisp.experiment import records as experiment
+from aisp.experiment.beyond import seed_list
+from aisp.experiment.contenders import AISP, BEST, NOISE, SCORES, STEERED, Contender
+from aisp.experiment.profiles import PROFILES, records_path
+from aisp.experiment.store.reading import load
+from aisp.policy import Policy, load_policy
+from aisp.prompts import Prompt, load_prompts
+from aisp.provenance import data_path
+from aisp.rewards.base import Reward
+from aisp.rewards.load import load_reward
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POLICY = "the policy"  # best-of-n at temperature 1
+_LAM = ("lam", (0.05, 0.15, 0.5))
+_SIGMA = contenders.CONTENDERS[NOISE].tried
+ROWS: contenders.Rows = {
+    BEST: contenders.CONTENDERS[BEST],
+    NOISE: contenders.CONTENDERS[NOISE],
+    AISP: Contender({"method": "aisp"}, *_LAM, also={"sigma": NOISE}),
+    STEERED: Contender(
+        contenders.CONTENDERS[STEERED].method, *_LAM, steered=True, also={"sigma": NOISE}
+    ),
+    SCORES: Contender({"method": "aisp_scores"}, *_LAM, also={"temperature": BEST}),
+}
+LABELS = [POLICY, *ROWS]
+PRIMARY = (SCORES, BEST)
+SECONDARY = (
+    (STEERED, BEST),
+    (AISP, BEST),
+    (NOISE, BEST),
+    (SCORES, STEERED),
+    (SCORES, AISP),
+    (AISP, NOISE),
+)
+MEASURES = ("soon", "strict", "loose")
+CATEGORIES = ("instructions", "arithmetic")
+SIZES = {"dev": (12, 4), "test": (32, 16)}  # prompts of each category
+BUDGET = {"n": 16, "kappa": 8, "max_new_tokens": 64}
+
+
+def size(profile: str = "cpu") -> dict[str, int]:
+    """n, kappa and max_new_tokens; under the profile "smoke" those of toy size."""
+    return {
+        name: PROFILES["smoke"][name] if profile == "smoke" else BUDGET[name] for name in BUDGET
+    }
+
+
+def prompts_of(split: str, profile: str = "cpu") -> list[Prompt]:
+    """The prompts of the trials ("dev") or of the comparison ("test")."""
+    whole_half = load_prompts(
+        data_path("verifiable.jsonl"), split=choice("split", split, list(SIZES))
+    )
+    few = (1, 1) if profile == "smoke" else SIZES[split]
+    return [
+        prompt
+        for category, limit in zip(CATEGORIES, few, strict=True)
+        for prompt in [p for p in whole_half if p.category == category][:limit]
+    ]
+
+
+def path_of(part: str, profile: str = "cpu", folder: Path | None = None) -> Path:
+    """Where the records of "tune" or of "test" lie."""
+    return records_path(f"verified_{part}", profile, folder)
+
+
+def tune(
+    policy: Policy,
+    reward: Reward,
+    profile: str = "cpu",
+    folder: Path | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """Compute the trials that are missing, and choose.
+
+    Args:
+        **options: of `experiment.run`.
+    """
+    path, budget = path_of("tune", profile, folder), size(profile)
+    prompts = prompts_of("dev", profile)
+    values: dict[str, float] = {}
+    for label in ROWS:  # in order: a row that takes a value of another one comes after it
+        asked = contenders.trials(budget, [label], values, ROWS)
+        found = experiment.run(path, asked, prompts, policy, reward, **options)
+        values |= contenders.tuned(by_soon(found), [label], ROWS)
+    return values
+
+
+def by_soon(records: "pd.DataFrame") -> "pd.DataFrame":
+    """Records with `soon` in the place of their reward."""
+    return records.assign(reward=[_soon(h) for h in records["history"]])
+
+
+def run(
+    policy: Policy,
+    reward: Reward,
+    *,
+    prompts: Sequence[Prompt] | None = None,
+    name: str = "test",
+    seeds: Sequence[int] = (0,),
+    profile: str = "cpu",
+    folder: Path | None = None,
+    **options: Any,
+) -> "pd.DataFrame":
+    """Compute the records of the comparison that are missing, seed by seed, and return all of them.
+
+    Args:
+        prompts: others than those of the protocol, and the name of their records.
+        **options: of `experiment.run`.
+
+    Raises:
+        ValueError: trials that are not complete.
+        FileNotFoundError: no trials.
+    """
+    prompts = prompts_of("test", profile) if prompts is None else prompts
+    trials = by_soon(load(path_of("tune", profile, folder)))
+    chosen = contenders.tuned(trials, ROWS, ROWS)
+    itself = {"method": "best_of_n", "top_p": 1.0, "temperature": 1.0}
+    methods = {POLICY: itself | size(profile)}
+    methods |= contenders.rows(size(profile), chosen, ROWS, ROWS)
+    path = path_of(name, profile, folder)
+    for seed in seeds:
+        found = experiment.run(path, methods, prompts, policy, reward, seeds=[seed], **options)
+    return found
+
+
+def _soon(history: dict[str, list[float]]) -> float:
+    best = history["reward_best"]
+    return sum(x == 1 for x in best) / len(best)
+
+
+def measured(records: "pd.DataFrame", prompts: Sequence[Prompt]) -> "pd.DataFrame":
+    """Finished records with the columns of MEASURES, `category`, and `correct`.
+
+    Returns:
+        `correct`: how many of a run's samples pass all checks, of `samples`.
+    """
+    found = tables.finished(records)
+    by_id = {p.id: p for p in prompts}
+    loose = load_reward("verifiable-loose")
+    read = loose.score([by_id[x] for x in found["prompt"]], list(found["response"]))
+    return found.assign(
+        strict=(found["reward"] == 1).astype(float),
+        loose=(read == 1).double().numpy(),
+        soon=[_soon(h) for h in found["history"]],
+        correct=[sum(h["solved"]) for h in found["history"]],
+        category=[by_id[x].category for x in found["prompt"]],
+    )
+
+
+def accuracy(measured: "pd.DataFrame") -> "pd.DataFrame":
+    """One row per label and category, and for all together: what passes.
+
+    Returns:
+        Index: label, category ("all" for both). Columns: prompts; `one sample`, the mean share of
+        samples that pass strictly; MEASURES, each a mean over prompts and seeds with its 95%
+        bootstrap interval over prompts, as text.
+    """
+    import pandas as pd
+
+    from aisp.intervals import bootstrap
+
+    both = pd.concat([measured.assign(category="all"), measured])
+    rows = {}
+    for (label, category), of in both.groupby(["label", "category"], sort=False):
+        row = {
+            "prompts": of["prompt"].nunique(),
+            "one sample": round((of["correct"] / of["samples"]).mean(), 3),
+        }
+        for name in MEASURES:
+            means = of.groupby("prompt")[name].mean()
+            low, high = bootstrap(means)
+            row[name] = f"{means.mean():.2f} [{low:.2f}, {high:.2f}]"
+        rows[label, category] = row
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.rename_axis(["label", "category"])
+
+
+def pass_at_k(measured: "pd.DataFrame", label: str = POLICY) -> "pd.DataFrame":
+    """pass@k of a label whose samples are drawn alike, k = 1, 2, 4, ... by category.
+
+    Returns:
+        Columns: category ("all" for both), k, prompt, pass (by `metrics.pass_at_k`, seeds pooled).
+    """
+    import pandas as pd
+
+    from aisp.metrics import pass_at_k
+
+    own = measured[measured["label"] == label]
+    pooled = own.groupby(["category", "prompt"], sort=False)[["samples", "correct"]].sum()
+    most = int(own["samples"].min())
+    rows = [
+        {"category": name, "k": 2**i, "prompt": prompt, "pass": pass_at_k(int(n), int(c), 2**i)}
+        for (category, prompt), (n, c) in zip(pooled.index, pooled.to_numpy(), strict=True)
+        for i in range(most.bit_length())
+        for name in (category, "all")
+    ]
+    return pd.DataFrame(rows)
+
+
+def sparseness(measured: "pd.DataFrame") -> "pd.DataFrame":
+    """What so coarse a reward does to the weights, by label: means over runs.
+
+    Returns:
+        Columns: `all equal`, the share of iterations whose samples have one and the same reward, so
+        that weights say nothing; `spread`, the standard deviation of the rewards in the other ones;
+        `ESS` there, NaN for methods without weights; `first`, `last`, the share of samples that pass
+        in the first and the last iteration.
+    """
+    import numpy as np
+    import pandas as pd
+
+    rows = {}
+    for label, of in measured.groupby("label", sort=False):
+        spread = np.array([h["reward_std"] for h in of["history"]])  # (runs, iterations)
+        ess = np.array([pd.Series(h["ess"], dtype=float) for h in of["history"]])
+        solved = np.array([h["solved"] for h in of["history"]]) / of["config"].iloc[0]["n"]
+        told = spread > 1e-9
+        rows[label] = {
+            "all equal": 1 - told.mean(),
+            "spread": spread[told].mean() if told.any() else float("nan"),
+            "ESS": ess[told].mean() if told.any() else float("nan"),
+            "first": solved[:, 0].mean(),
+            "last": solved[:, -1].mean(),
+        }
+    return pd.DataFrame(rows).T
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compute the records of notebook 12."""
+    parser = argparse.ArgumentParser("python -m aisp.experiment.verified", description=main.__doc__)
+    parser.add_argument("action", choices=["tune", "run"])
+    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
+    parser.add_argument("--batch", type=int, default=8, help="prompts decoded together")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of torch; None leaves it")
+    given = parser.parse_args(argv)
+    try:
+        seeds = seed_list(given.seeds)
+        if given.threads is not None:
+            torch.set_num_threads(whole("threads", given.threads, least=1))
+        policy = load_policy("embedded", device=given.device, dtype=given.dtype)
+        reward = load_reward("verifiable")
+        command = f"python -m aisp.experiment.verified {given.action}"
+        if given.action == "tune":
+            print(tune(policy, reward, batch=given.batch, command=command))
+            return 0
+        command += f" --seeds {given.seeds}"
+        records = run(policy, reward, seeds=seeds, batch=given.batch, command=command)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(tables.markdown(tables.table(records)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
