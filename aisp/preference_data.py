@@ -13,20 +13,40 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Messages = list[dict[str, str]]
 Row = tuple[str, int, dict[str, Any]]  # where it stands (for errors), row number from 0, record
-PromptRow = tuple[str, str, Messages]  # where it stands, id of the prompt, its messages
+
+
+class PromptRow(NamedTuple):
+    """A prompt as a data set has it.
+
+    Attributes:
+        where: it stands, for errors.
+        checks: of its responses, see `aisp.checked_data`.
+    """
+
+    where: str
+    id: str
+    messages: Messages
+    checks: Mapping[str, Any] = {}
+
 
 HUB: dict[str, tuple[str, str | None, list[str], tuple[str, ...]]] = {
     # source -> (dataset, data_dir, the fields that are read, splits on the hub)
     "shp": ("stanfordnlp/SHP", None, ["post_id", "history"], ("train", "validation", "test")),
     "hh": ("Anthropic/hh-rlhf", "harmless-base", ["chosen"], ("train", "test")),
+    "ifeval": (
+        "google/IFEval",
+        None,
+        ["key", "prompt", "instruction_id_list", "kwargs"],
+        ("train",),
+    ),
 }
 # Only a marker that opens a paragraph separates turns: replies do quote "Human:" within a line.
 _MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -72,13 +92,13 @@ def hub_rows(source: str, split: str | None) -> Iterator[Row]:
 
     Args:
         source: a key of HUB.
-        split: of the data set; None is "test".
+        split: of the data set; None is the last, "test" where there is one.
 
     Raises:
         ValueError, ImportError, RuntimeError: an unknown split; no `datasets`; the hub out of reach.
     """
     dataset, data_dir, fields, splits = HUB[source]
-    split = "test" if split is None else split
+    split = splits[-1] if split is None else split
     if split not in splits:
         raise ValueError(f"split is {split!r}; {dataset} has {', '.join(splits)}")
     local = f'or use a local file: "{source}:PATH" with a .jsonl or .jsonl.gz'
@@ -186,7 +206,7 @@ def hh_rows(rows: Iterable[Row]) -> Iterator[PromptRow]:
             turns, _ = _hh_split(text_field(record, "chosen"))
             while turns[-1][0] == "assistant":  # a repeated marker split the reply itself
                 turns.pop()
-        yield where, f"hh-{row}", _merged(turns)
+        yield PromptRow(where, f"hh-{row}", _merged(turns))
 
 
 def shp_rows(rows: Iterable[Row]) -> Iterator[PromptRow]:
@@ -197,7 +217,7 @@ def shp_rows(rows: Iterable[Row]) -> Iterator[PromptRow]:
             id, history = f"shp-{text_field(record, 'post_id')}", text_field(record, "history")
         if id not in seen:
             seen.add(id)
-            yield where, id, [{"role": "user", "content": history}]
+            yield PromptRow(where, id, [{"role": "user", "content": history}])
 
 
 PROMPT_ROWS: dict[str, Callable[[Iterable[Row]], Iterator[PromptRow]]] = {

@@ -1,18 +1,32 @@
-"""Prompt sets: the built-in one, SHP, HH-RLHF, and any JSONL file.
+"""Prompt sets: the built-in one, SHP, HH-RLHF, IFEval, and any JSONL file.
 
 A prompt is a conversation that waits for the assistant: a list of {"role", "content"} messages
 whose last one is the user's. Whatever the source, `load_prompts` returns `Prompt` objects with
 stable ids, so that records can name a prompt without quoting it.
+
+Prompts whose responses a program can check carry what it checks, for the reward "verifiable". A line
+of a JSONL file then has, beside `prompt`, the columns of one kind:
+
+- instructions (IFEval, arXiv:2311.07911): `instruction_id_list` and `kwargs`, two lists of one length,
+  with the names and arguments of `aisp.rewards.verifiable`. IFEval's own file has a `key`, too:
+
+      {"key": 7, "prompt": "Name some fruit, in small letters and with at least 3 words.",
+       "instruction_id_list": ["change_case:english_lowercase", "length_constraints:number_words"],
+       "kwargs": [{}, {"relation": "at least", "num_words": 3}]}
+
+- arithmetic: `answer`;
+- code: `test` and `entry_point`.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from aisp.checked_data import checks_of, ifeval_rows, plain_json
 from aisp.checks import whole
 from aisp.display import printable
 from aisp.preference_data import (
@@ -29,7 +43,11 @@ from aisp.preference_data import (
 from aisp.provenance import data_path
 
 ROLES = ("system", "user", "assistant")
-_SOURCES = '"builtin", "shp", "hh", "shp:PATH", "hh:PATH", or the path of a JSONL file'
+FORMATS = PROMPT_ROWS | {"ifeval": ifeval_rows}
+_SOURCES = (
+    '"builtin", "shp", "hh", "shp:PATH", "hh:PATH", "ifeval", "ifeval:PATH", or the path of a '
+    "JSONL file"
+)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -38,21 +56,29 @@ class Prompt:
     """One prompt of a set.
 
     Args:
-        id: unique within its set: "helpful-001", "shp-<post_id>", "hh-<row>", "<file>-<row>".
+        id: unique within its set: "helpful-001", "shp-<post_id>", "hh-<row>", "ifeval-<key>",
+            "<file>-<row>".
         messages: anything that `as_messages` takes; stored as a tuple, not to be modified.
-        source: "builtin", "shp", "hh", or the name of the file it came from.
+        source: "builtin", "shp", "hh", "ifeval", or the name of the file it came from.
         category: "helpful" or "harmless" in the built-in set; whatever a JSONL file says.
+        checks: what a program can check of a response, as plain JSON: `instruction_id_list` and
+            `kwargs`, or `answer`, or `test` and `entry_point`; see `aisp.rewards.verifiable`. A copy
+            is stored, not to be modified.
+        where: it was read, for errors: "FILE, line 3".
     """
 
     id: str
     messages: tuple[dict[str, str], ...] = field(hash=False)
     source: str
     category: str = ""
+    checks: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    where: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("id", "source", "category"):
             _check_text(f"the prompt's {name}", getattr(self, name))
         object.__setattr__(self, "messages", tuple(as_messages(self.messages)))
+        object.__setattr__(self, "checks", plain_json(self.checks))
 
     @property
     def text(self) -> str:
@@ -156,14 +182,16 @@ def load_prompts(
     """Prompts of one source, in their stored order.
 
     Args:
-        source: "builtin" (64 prompts of this project), "shp" or "hh" (from the Hugging Face hub;
-            needs `datasets`), "shp:PATH" or "hh:PATH" (a local .jsonl or .jsonl.gz with their
-            fields), or the path of any .jsonl or .jsonl.gz whose lines have `prompt` (a string) or
-            `messages`, and optionally `id` (default "<file>-<row>"), `category` and `split`.
-            SHP gives one prompt for each post_id; HH-RLHF one for each row, from `chosen`.
+        source: "builtin" (64 prompts of this project), "shp", "hh" or "ifeval" (from the Hugging
+            Face hub; needs `datasets`), "shp:PATH", "hh:PATH" or "ifeval:PATH" (a local .jsonl or
+            .jsonl.gz with their fields), or the path of any .jsonl or .jsonl.gz whose lines have
+            `prompt` (a string) or `messages`, and optionally `id` (default "<file>-<row>"),
+            `category` and `split`. SHP gives one prompt for each post_id; HH-RLHF one for each row,
+            from `chosen`. What a line may have to be checked by says the module's docstring; with
+            instructions and a `key`, the default id is "<file>-<key>".
         split: builtin: "dev" (for tuning), "test" (for reporting), or None for both. On the hub: a
-            split of the dataset, None for "test". A JSONL file: a value of its `split` field.
-            A local SHP or HH file has no splits.
+            split of the dataset, None for "test" ("train" of IFEval, which has no other). A JSONL
+            file: a value of its `split` field. A local SHP, HH or IFEval file has no splits.
         limit: how many prompts, >= 1; None for all.
         offset: how many to pass over first, >= 0.
 
@@ -179,25 +207,7 @@ def load_prompts(
     limit = None if limit is None else whole("limit", limit, least=1)
     offset = whole("offset", offset, least=0)
     name = os.fspath(source)
-    kind, colon, file = name.partition(":")
-    if name in HUB:
-        prompts = _prompts(PROMPT_ROWS[name](hub_rows(name, split)), name)
-    elif colon and kind in HUB:
-        if split is not None:
-            raise ValueError(f"split is {split!r}, but a local {kind} file has no splits; omit it")
-        if not Path(file).is_file():
-            raise FileNotFoundError(
-                f"no file at {file}; give the path of a .jsonl or .jsonl.gz file, or {kind!r} alone "
-                "for the data on the Hugging Face hub"
-            )
-        prompts = _prompts(PROMPT_ROWS[kind](file_rows(Path(file))), kind)
-    elif name == "builtin":
-        prompts = _any_prompts(file_rows(data_path("prompts.jsonl")), split, "builtin")
-    elif (path := Path(source)).is_file():
-        prompts = _any_prompts(file_rows(path), split, path.name)
-    else:
-        raise ValueError(f"source is {name!r}: no such file, and no known source: {_SOURCES}")
-
+    prompts = _of_source(name, split)
     found = list(islice(prompts, None if limit is None else offset + limit))
     if len(found) < offset + (limit or 1):
         raise ValueError(
@@ -207,10 +217,31 @@ def load_prompts(
     return found[offset:]
 
 
+def _of_source(name: str, split: str | None) -> Iterator[Prompt]:
+    """All prompts of a source, or the error that says why there are none."""
+    kind, colon, file = name.partition(":")
+    if name in HUB:
+        return _prompts(FORMATS[name](hub_rows(name, split)), name)
+    if colon and kind in HUB:
+        if split is not None:
+            raise ValueError(f"split is {split!r}, but a local {kind} file has no splits; omit it")
+        if not Path(file).is_file():
+            raise FileNotFoundError(
+                f"no file at {file}; give the path of a .jsonl or .jsonl.gz file, or {kind!r} alone "
+                "for the data on the Hugging Face hub"
+            )
+        return _prompts(FORMATS[kind](file_rows(Path(file))), kind)
+    if name == "builtin":
+        return _any_prompts(file_rows(data_path("prompts.jsonl")), split, "builtin")
+    if (path := Path(name)).is_file():
+        return _any_prompts(file_rows(path), split, path.name)
+    raise ValueError(f"source is {name!r}: no such file, and no known source: {_SOURCES}")
+
+
 def _prompts(rows: Iterable[PromptRow], source: str) -> Iterator[Prompt]:
-    for where, id, messages in rows:
+    for where, id, messages, checks in rows:
         with located(where):
-            prompt = Prompt(id, tuple(messages), source)
+            prompt = Prompt(id, tuple(messages), source, checks=checks, where=where)
         yield prompt
 
 
@@ -223,8 +254,13 @@ def _any_prompts(rows: Iterable[Row], split: str | None, source: str) -> Iterato
             if ("prompt" in record) == ("messages" in record):
                 raise ValueError(f"fields are {list(record)}; give either `prompt` or `messages`")
             content = text_field(record, "prompt") if "prompt" in record else record["messages"]
-            id, category = str(record.get("id", f"{stem}-{row}")), str(record.get("category", ""))
-            prompt = Prompt(id, tuple(as_messages(content)), source, category)
+            checks, messages = checks_of(record), tuple(as_messages(content))
+            number = record.get("key", row) if "instruction_id_list" in checks else row
+            id, category = (
+                str(record.get("id", f"{stem}-{number}")),
+                str(record.get("category", "")),
+            )
+            prompt = Prompt(id, messages, source, category, checks, where)
             if id in ids:  # records on disk are found by id
                 raise ValueError(f"id {id!r} is already used at {ids[id]}; make ids unique")
             ids[id] = where

@@ -87,9 +87,10 @@ def run(
         which is named on stderr and loaded here.
 
     Raises:
-        ValueError: batch below 1; prompts that share an id; a reward, template or parameter that
+        ValueError: batch below 1; prompts that share an id, or that the reward cannot score; a reward, template or parameter that
             records could not tell from others; records under one of these labels that have another
-            configuration, policy, template, dtype, reward or text of a prompt, or do not say which;
+            configuration, policy, template, dtype, reward, or text or checks of a prompt, or do not
+            say which;
             a file with a broken line before its last.
         RuntimeError: another run is writing the file.
         OSError: the file cannot be written, and something is to be computed.
@@ -137,6 +138,8 @@ def _plan(
     configs = {label: configure(**parameters) for label, parameters in methods.items()}
     if isinstance(reward, str | Path):
         reward = load_reward(reward, policy=policy)
+    if isinstance(reward, Reward):
+        reward.check(prompts)
     made = identity.made_with(policy, reward, configs)
     distinct = list(dict.fromkeys(whole("a seed", seed) for seed in seeds))
     return Plan(methods, configs, prompts, policy, reward, distinct, made)
@@ -233,7 +236,7 @@ def _length(policy: Policy, prompt: Prompt) -> float:
 def _provenance(plan: Plan, batch: int, command: str | None) -> dict[str, Any]:
     """What NAME.runs.json says of a run."""
     prompts, common = plan.prompts, next(iter(plan.made.values()))
-    texts = json.dumps(sorted([p.id, *(m["content"] for m in p.messages)] for p in prompts))
+    texts = json.dumps(sorted(map(_texts, prompts)))
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -245,8 +248,14 @@ def _provenance(plan: Plan, batch: int, command: str | None) -> dict[str, Any]:
         "batch": batch,
         "prompts": sorted({p.source for p in prompts}),
         "n_prompts": len(prompts),
-        "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),  # of ids and texts
+        "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),  # of ids, texts and checks
     }
+
+
+def _texts(prompt: Prompt) -> list[str]:
+    """Id and texts of a prompt, and its checks, if it has some."""
+    checks = [json.dumps(prompt.checks)] if prompt.checks else []
+    return [prompt.id, *(m["content"] for m in prompt.messages), *checks]
 
 
 def _tell(failed: list[dict[str, Any]], total: int) -> None:

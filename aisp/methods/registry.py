@@ -115,7 +115,8 @@ def align(
         was found so far, marked `interrupted`.
 
     Raises:
-        ValueError: a prompt, method, state or parameter that cannot be used.
+        ValueError: a prompt, method, state or parameter that cannot be used; a prompt that the
+            reward cannot score.
         RewardError: the reward failed.
         FloatingPointError: logits, weights or U are not finite.
             These two have everything decoded so far in their attribute `candidates`.
@@ -123,6 +124,7 @@ def align(
     config = configure(method, **parameters)
     listed, single = prompt_list(prompts)
     scorer = load_reward(reward, policy=policy)
+    scorer.check(listed)
     if seed is not None:
         seed = whole("seed", seed)
     if state is None:

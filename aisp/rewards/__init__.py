@@ -6,7 +6,8 @@
 - `ensemble`: bootstrap refits of that head, scored in the same pass (`EmbeddedEnsemble`);
 - `hub`: reward models of the Hugging Face hub;
 - `judge`: the embedded judge, a second preference head on the features of `encoder`;
-- `encoder`: frozen sentence encoders.
+- `encoder`: frozen sentence encoders;
+- `verifiable`: what a program checks, such as instructions (`VerifiableReward`).
 """
 
 from aisp.rewards.base import CallableReward, Reward, RewardError, score
@@ -15,6 +16,7 @@ from aisp.rewards.head import EmbeddedReward
 from aisp.rewards.hub import SequenceClassifierReward
 from aisp.rewards.judge import EmbeddedJudge
 from aisp.rewards.load import load_reward
+from aisp.rewards.verifiable import VerifiableReward
 
 __all__ = [
     "CallableReward",
@@ -24,6 +26,7 @@ __all__ = [
     "RewardError",
     "SentenceEncoder",
     "SequenceClassifierReward",
+    "VerifiableReward",
     "load_encoder",
     "load_reward",
     "score",

@@ -61,6 +61,16 @@ class Reward(ABC):
             (N,) float64 on the CPU; -inf rejects a response.
         """
 
+    def check(self, prompts: Sequence[Any]) -> None:  # noqa: B027  # most rewards take any prompt
+        """Refuse prompts that this reward cannot score; called before anything is decoded.
+
+        Args:
+            prompts: as the caller gave them.
+
+        Raises:
+            ValueError: it names the prompt.
+        """
+
 
 class CallableReward(Reward):
     """A plain Python function (prompt, response) -> float.

@@ -14,6 +14,7 @@ from aisp.rewards.base import CallableReward, Reward
 from aisp.rewards.head import EmbeddedReward
 from aisp.rewards.hub import load_reward_model
 from aisp.rewards.judge import EmbeddedJudge
+from aisp.rewards.verifiable import VerifiableReward
 
 
 def load_reward(
@@ -29,7 +30,9 @@ def load_reward(
 
     Args:
         source: "embedded" (the preference head of data/reward_head on frozen SmolLM2 features),
-            "embedded-judge" (another one, on other features and pairs; see `aisp.rewards.judge`), the
+            "embedded-judge" (another one, on other features and pairs; see `aisp.rewards.judge`),
+            "verifiable" or "verifiable-loose" (no model: the share of a prompt's own checks that a
+            program finds kept, see `aisp.rewards.verifiable`; for prompts that have some), the
             Hugging Face id or path of a reward model (any sequence classifier with one output,
             openbmb/UltraRM-13b, openbmb/Eurus-RM-7b; see `aisp.rewards.hub`), a callable
             (prompt, response) -> float, or a Reward, which is returned as it is.
@@ -48,6 +51,8 @@ def load_reward(
         return source
     if callable(source):
         return CallableReward(source)
+    if str(source) in ("verifiable", "verifiable-loose"):
+        return VerifiableReward(loose=str(source) == "verifiable-loose")
     device = resolve_device(policy.device if policy and device is None else device)
     if is_embedded(source):
         if policy is not None and policy.engine != "aisp":

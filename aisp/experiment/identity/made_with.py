@@ -20,7 +20,7 @@ from aisp.experiment.identity.weights import stored_weights
 from aisp.experiment.store.contents import prompt_sha256
 from aisp.policy import Policy
 from aisp.prompts import Prompt
-from aisp.provenance import data_path, file_sha256
+from aisp.provenance import data_path, file_sha256, json_sha256
 from aisp.rewards.base import CallableReward, Reward
 from aisp.state import SearchConfig
 
@@ -28,6 +28,7 @@ from aisp.state import SearchConfig
 PARTS = {"aligner": "aligner", "value": "value function"}
 
 ADVICE = {
+    "checks_sha256": "the prompt is checked for something else than before",
     "policy_sha256": "the policy has other weights, settings or another tokenizer under its name",
     "template_sha256": "the template is another one under its name",
     "reward_sha256": "the reward is another one under its name, or reads other values, such as a "
@@ -162,12 +163,19 @@ def differences(
 
 
 def prompt_difference(record: dict[str, Any], prompt: Prompt) -> dict[str, tuple[Any, Any]]:
-    """Whether a record is of another text under the prompt's id: as `differences`, empty if not."""
+    """Whether a record is of another prompt under the id: as `differences`, empty if not.
+
+    A record without checks says nothing of them: its reward read none.
+    """
     if "prompt_sha256" in record:
         name, pair = "prompt_sha256", (record["prompt_sha256"], prompt_sha256(prompt))
     else:  # a record before the hashes
         name, pair = "prompt_text", (record.get("prompt_text"), prompt.text)
-    return {} if pair[0] is None or pair[0] == pair[1] else {name: pair}
+    pairs = {name: pair}
+    if "checks_sha256" in record:
+        here = json_sha256(prompt.checks) if prompt.checks else "no checks"
+        pairs["checks_sha256"] = record["checks_sha256"], here
+    return {k: (old, new) for k, (old, new) in pairs.items() if old not in (None, new)}
 
 
 def refusal(

@@ -28,6 +28,8 @@ def contents(prompt: Prompt, out: Alignment | str) -> dict[str, Any]:
     quoted = partial(unquoted, prompt=prompt, least=QUOTED_AT_LENGTH) if hidden else str
     about = {"prompt": prompt.id, "prompt_text": prompt.text if builtin else None}
     about["prompt_sha256"] = prompt_sha256(prompt)
+    if prompt.checks:
+        about["checks_sha256"] = json_sha256(prompt.checks)
     if isinstance(out, str):
         empty: dict[str, Any] = {"reward": None, "response": None}
         empty |= {"samples": 0, "reward_calls": 0, "tokens": 0}

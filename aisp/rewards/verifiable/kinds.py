@@ -1,0 +1,81 @@
+"""The kinds of checks that a prompt may carry, and what each makes of a prompt's own.
+
+To add a kind: a function from `Prompt.checks` to its parts, and an entry in KINDS under the field
+that tells it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# The two that enter the checkers: nothing else of them is read here.
+from aisp.rewards.verifiable import formats, instructions  # noqa: F401
+from aisp.rewards.verifiable.contradictions import check_together
+from aisp.rewards.verifiable.registry import Checker, checked_arguments, checker
+
+
+class Part(NamedTuple):
+    """One thing that is checked of a response: its name, and (response) -> whether it holds."""
+
+    name: str
+    holds: Checker
+
+
+class Kind(NamedTuple):
+    """A kind of checks.
+
+    Attributes:
+        parts: (a prompt's checks) -> its parts, at least one. It raises a ValueError where they
+            cannot be used, and an ImportError where they need a package that is not installed.
+        variants: (response) -> texts of which one has to pass for a part to hold loosely; None
+            where there is no loose reading.
+    """
+
+    parts: Callable[[Mapping[str, Any]], Sequence[Part]]
+    variants: Callable[[str], Sequence[str]] | None = None
+
+
+def instruction_parts(checks: Mapping[str, Any]) -> list[Part]:
+    """IFEval's instructions: `instruction_id_list` and `kwargs`, of the same length."""
+    ids, kwargs = checks["instruction_id_list"], checks.get("kwargs")
+    if not isinstance(ids, list | tuple) or not ids:
+        raise ValueError(f"instruction_id_list is {ids!r}; it must be a list of at least one id")
+    if not isinstance(kwargs, list | tuple) or len(kwargs) != len(ids):
+        raise ValueError(
+            f"kwargs is {kwargs!r}; it must be a list with one object for each of the {len(ids)} "
+            "instructions"
+        )
+    unknown = sorted(set(checks) - {"instruction_id_list", "kwargs"})
+    if unknown:
+        raise ValueError(f"beside instruction_id_list and kwargs there is {', '.join(unknown)}")
+    given = [(id, checked_arguments(id, own)) for id, own in zip(ids, kwargs, strict=True)]
+    check_together(given)
+    return [Part(id, checker(id, arguments)) for id, arguments in given]
+
+
+def loose_variants(response: str) -> list[str]:
+    """IFEval's eight texts, without repetitions: the response as it is; without its first line, its
+    last, or both, and then white space around the rest; and each of these four without asterisks.
+    """
+    lines = response.split("\n")
+    cut = ("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))
+    whole = [response, *cut]
+    return list(dict.fromkeys(whole + [text.replace("*", "") for text in whole]))
+
+
+KINDS: dict[str, Kind] = {
+    "instruction_id_list": Kind(instruction_parts, loose_variants),
+}
+
+
+def compiled(checks: Mapping[str, Any]) -> tuple[Kind, Sequence[Part]]:
+    """The kind of a prompt's checks, and its parts.
+
+    Raises:
+        ValueError, ImportError: what cannot be used, and why.
+    """
+    found = [field for field in KINDS if field in checks]
+    if len(found) != 1:
+        has = f"has {', '.join(checks)}" if checks else "has none"
+        raise ValueError(f"it {has}; give it checks of one kind: {' or '.join(KINDS)}")
+    kind = KINDS[found[0]]
+    return kind, kind.parts(checks)
