@@ -15,6 +15,7 @@
   and how far AISP and MISVO steer (notebook 10);
 - `contenders`: the rows that notebook 11 compares; `declared`: contrasts that were declared before
   they were computed; `recommend`: which method at which budget, as README says it;
+- `verified`, `passing`: the comparison under rewards that a program checks, and its tables (notebook 12);
 - `pool`, `selection`: every candidate of a run in numbers, and what other rules would have returned;
 - `findings`: results in words, decided by intervals; `readme`: those that stand in README.md;
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;

@@ -42,7 +42,7 @@ from aisp.experiment import contenders, tables
 from aisp.experiment import records as experiment
 from aisp.experiment.beyond import seed_list
 from aisp.experiment.contenders import AISP, BEST, NOISE, SCORES, STEERED, Contender
-from aisp.experiment.profiles import PROFILES, records_path
+from aisp.experiment.profiles import PROFILES, file_name, records_path
 from aisp.experiment.store.reading import load
 from aisp.policy import Policy, load_policy
 from aisp.prompts import Prompt, load_prompts
@@ -101,6 +101,23 @@ def prompts_of(split: str, profile: str = "cpu") -> list[Prompt]:
     ]
 
 
+def asked(
+    source: str | None, limit: int | None = None, profile: str = "cpu"
+) -> tuple[str, list[Prompt]]:
+    """What notebook 12 compares on: the name of its records, and the prompts.
+
+    Args:
+        source: as `load_prompts` takes it; None is the comparison of the protocol, which has no limit.
+    """
+    if source is None:
+        if limit is not None:
+            raise ValueError(f"limit is {limit!r} without prompts; name a source, or leave it out")
+        return "test", prompts_of("test", profile)
+    limit = PROFILES["smoke"]["n_prompts"] if profile == "smoke" else limit
+    kind = Path(source.rpartition(":")[2]).name
+    return file_name(kind.split(".")[0]), load_prompts(source, limit=limit)
+
+
 def path_of(part: str, profile: str = "cpu", folder: Path | None = None) -> Path:
     """Where the records of "tune" or of "test" lie."""
     return records_path(f"verified_{part}", profile, folder)
@@ -130,7 +147,7 @@ def tune(
 
 def by_soon(records: "pd.DataFrame") -> "pd.DataFrame":
     """Records with `soon` in the place of their reward."""
-    return records.assign(reward=[_soon(h) for h in records["history"]])
+    return records.assign(reward=[soon(h) for h in records["history"]])
 
 
 def run(
@@ -166,106 +183,10 @@ def run(
     return found
 
 
-def _soon(history: dict[str, list[float]]) -> float:
+def soon(history: dict[str, list[float]]) -> float:
+    """Share of the iterations after which a response that passes all checks was at hand."""
     best = history["reward_best"]
     return sum(x == 1 for x in best) / len(best)
-
-
-def measured(records: "pd.DataFrame", prompts: Sequence[Prompt]) -> "pd.DataFrame":
-    """Finished records with the columns of MEASURES, `category`, and `correct`.
-
-    Returns:
-        `correct`: how many of a run's samples pass all checks, of `samples`.
-    """
-    found = tables.finished(records)
-    by_id = {p.id: p for p in prompts}
-    loose = load_reward("verifiable-loose")
-    read = loose.score([by_id[x] for x in found["prompt"]], list(found["response"]))
-    return found.assign(
-        strict=(found["reward"] == 1).astype(float),
-        loose=(read == 1).double().numpy(),
-        soon=[_soon(h) for h in found["history"]],
-        correct=[sum(h["solved"]) for h in found["history"]],
-        category=[by_id[x].category for x in found["prompt"]],
-    )
-
-
-def accuracy(measured: "pd.DataFrame") -> "pd.DataFrame":
-    """One row per label and category, and for all together: what passes.
-
-    Returns:
-        Index: label, category ("all" for both). Columns: prompts; `one sample`, the mean share of
-        samples that pass strictly; MEASURES, each a mean over prompts and seeds with its 95%
-        bootstrap interval over prompts, as text.
-    """
-    import pandas as pd
-
-    from aisp.intervals import bootstrap
-
-    both = pd.concat([measured.assign(category="all"), measured])
-    rows = {}
-    for (label, category), of in both.groupby(["label", "category"], sort=False):
-        row = {
-            "prompts": of["prompt"].nunique(),
-            "one sample": round((of["correct"] / of["samples"]).mean(), 3),
-        }
-        for name in MEASURES:
-            means = of.groupby("prompt")[name].mean()
-            low, high = bootstrap(means)
-            row[name] = f"{means.mean():.2f} [{low:.2f}, {high:.2f}]"
-        rows[label, category] = row
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.rename_axis(["label", "category"])
-
-
-def pass_at_k(measured: "pd.DataFrame", label: str = POLICY) -> "pd.DataFrame":
-    """pass@k of a label whose samples are drawn alike, k = 1, 2, 4, ... by category.
-
-    Returns:
-        Columns: category ("all" for both), k, prompt, pass (by `metrics.pass_at_k`, seeds pooled).
-    """
-    import pandas as pd
-
-    from aisp.metrics import pass_at_k
-
-    own = measured[measured["label"] == label]
-    pooled = own.groupby(["category", "prompt"], sort=False)[["samples", "correct"]].sum()
-    most = int(own["samples"].min())
-    rows = [
-        {"category": name, "k": 2**i, "prompt": prompt, "pass": pass_at_k(int(n), int(c), 2**i)}
-        for (category, prompt), (n, c) in zip(pooled.index, pooled.to_numpy(), strict=True)
-        for i in range(most.bit_length())
-        for name in (category, "all")
-    ]
-    return pd.DataFrame(rows)
-
-
-def sparseness(measured: "pd.DataFrame") -> "pd.DataFrame":
-    """What so coarse a reward does to the weights, by label: means over runs.
-
-    Returns:
-        Columns: `all equal`, the share of iterations whose samples have one and the same reward, so
-        that weights say nothing; `spread`, the standard deviation of the rewards in the other ones;
-        `ESS` there, NaN for methods without weights; `first`, `last`, the share of samples that pass
-        in the first and the last iteration.
-    """
-    import numpy as np
-    import pandas as pd
-
-    rows = {}
-    for label, of in measured.groupby("label", sort=False):
-        spread = np.array([h["reward_std"] for h in of["history"]])  # (runs, iterations)
-        ess = np.array([pd.Series(h["ess"], dtype=float) for h in of["history"]])
-        solved = np.array([h["solved"] for h in of["history"]]) / of["config"].iloc[0]["n"]
-        told = spread > 1e-9
-        rows[label] = {
-            "all equal": 1 - told.mean(),
-            "spread": spread[told].mean() if told.any() else float("nan"),
-            "ESS": ess[told].mean() if told.any() else float("nan"),
-            "first": solved[:, 0].mean(),
-            "last": solved[:, -1].mean(),
-        }
-    return pd.DataFrame(rows).T
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -133,7 +133,7 @@ def solved_curves(
 
     Args:
         records: from `aisp.experiment.load`, of a reward that is 1 at most.
-        passes: from `aisp.experiment.verified.pass_at_k`; a line for each category.
+        passes: from `aisp.experiment.passing.pass_at_k`; a line for each category.
     """
     import matplotlib.pyplot as plt
 

@@ -25,6 +25,7 @@ class VerifiableReward(Reward):
         loose: whether an instruction holds if one of `kinds.loose_variants` follows it.
     """
 
+    maximum = 1.0
     scores_prefixes = False  # an answer that is not finished breaks rules that the whole keeps
 
     def __init__(self, *, loose: bool = False) -> None:
