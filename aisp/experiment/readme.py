@@ -49,8 +49,9 @@ def blocks(folder: Path) -> dict[str, str]:
         "re_control_state": lambda of: _reproduced(by_set(of, "AISP", "RE-Control")),
     }
     compared = recommend.stored(folder)
-    told = (recommend.outcome, recommend.answer, recommend.advice)
+    told = (recommend.outcome, recommend.advice)
     declared = {make.__name__: make(compared) for make in told}
+    declared["answer"] = recommend.answer(compared, recommend.checked(folder))
     records, questions = _ablations(folder / "ablations.jsonl")
     longer = _bullets(_longer(records, questions["drift"]))
     sigma = dials.sentences(records, questions["sigma"])[0]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from aisp.experiment import declared, measures
+from aisp.experiment import declared, measures, passing, verified
 from aisp.experiment.beyond import BUDGETS, SETS, paths
 from aisp.experiment.comparisons import whole_seeds
 from aisp.experiment.contenders import BEST, CONTENDERS, GROUPS, PRIMARY, SECONDARY, trial_table
@@ -89,14 +89,30 @@ def standing(records: "pd.DataFrame", measure: str, labels: Sequence[str]) -> St
     return Standing(first, lead, level)
 
 
-def answer(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
+def checked(folder: Path) -> "pd.DataFrame | None":
+    """The records of notebook 12 with their measures, of whole seeds; None where there are none."""
+    path = verified.path_of("test", folder=folder)
+    if not path.exists():
+        return None
+    records = whole_seeds(load(path), verified.LABELS)
+    return passing.measured(records, verified.prompts_of("test")) if len(records) else None
+
+
+def answer(
+    found: Mapping[tuple[str, int], "pd.DataFrame"], checked: "pd.DataFrame | None" = None
+) -> str:
     """A table in Markdown: budgets and sets against what stands highest by reward and by judge.
 
-    Without a judge's scores, the last column is empty.
+    Without a judge's scores, their column is empty.
+
+    Args:
+        checked: records under a program's checks, with their measures: a column of their own, where
+            the budget is theirs.
     """
+    last = " a program checks: soonest, of prompts, seeds |" if checked is not None else ""
     lines = [
-        "| samples | prompts, seeds | highest by the reward | highest by the judge |",
-        "|---|---|---|---|",
+        f"| samples | prompts, seeds | highest by the reward | highest by the judge |{last}",
+        "|---|---|---|---|" + "---|" * bool(last),
     ]
     for (which, samples), records in sorted(found.items(), key=lambda x: (x[0][1], x[0][0])):
         whole = finished(records)
@@ -106,8 +122,16 @@ def answer(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
             for measure in ("reward", "judged")
         ]
         size = f"{NAMES[which]} {whole['prompt'].nunique()}, {seeds}"
+        if checked is not None:
+            same = (which, samples) == ("builtin", checked["samples"].max())
+            cells.append(_checked_cell(checked) if same else "")
         lines.append(f"| {samples} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _checked_cell(checked: "pd.DataFrame") -> str:
+    size = f"{checked['prompt'].nunique()}, {checked['seed'].nunique()}"
+    return f"{_cell(standing(checked, 'soon', list(verified.ROWS)))} ({size})"
 
 
 def _cell(found: Standing) -> str:

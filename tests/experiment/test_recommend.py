@@ -13,6 +13,7 @@ from aisp.experiment.contenders import (
     NOISE,
     PRIMARY,
     RAM,
+    SCORES,
     STEERED,
     UNTRAINED,
     trial,
@@ -99,3 +100,19 @@ def test_a_row_of_a_later_group_joins_the_answer_where_it_is_whole():
     fewer = records[(records["label"] != AISP) | (records["seed"] < 2)]
     both = recommend.comparable(fewer)
     assert set(both["label"]) == {*FIRST, RAM, UNTRAINED} and set(both["seed"]) == {0, 1}
+
+
+def test_a_program_s_checks_have_a_column_of_their_own():
+    records = measured({x: (0, 0) for x in FIRST})
+    checked = measured({BEST: (0, 0), NOISE: (0, 0), STEERED: (0.4, 0), SCORES: (0.1, 0)})
+    checked = checked.assign(soon=checked["reward"], samples=128)
+    found = {("builtin", 128): records, ("builtin", 512): records}
+    lines = recommend.answer(found, checked).splitlines()
+    assert {line.count("|") for line in lines} == {6}
+    assert f"**{STEERED}**, +0." in lines[2] and lines[2].endswith("over best-of-n (12, 3) |")
+    assert lines[3].endswith("|  |")
+    assert {line.count("|") for line in recommend.answer(found).splitlines()} == {5}
+
+
+def test_no_records_of_checks_make_no_column(tmp_path):
+    assert recommend.checked(tmp_path) is None
