@@ -14,10 +14,9 @@ run time. The rule here is written out instead, so that it is the same everywher
 
 import re
 
-ABBREVIATIONS = {
-    *("mr", "mrs", "ms", "mx", "dr", "prof", "rev", "hon", "gen", "col", "sgt", "capt", "lt"),
-    *("cmdr", "gov", "sen", "rep", "st", "mt", "messrs", "vs", "cf", "viz", "fig", "eq", "dept"),
-    *("approx", "est", "vol", "pp", "ed", "eds", "e.g", "i.e", "a.k.a", "ph.d"),
+ABBREVIATIONS = {  # none of which is a word, as "gen" and "rep" are
+    *("mr", "mrs", "ms", "mx", "dr", "prof", "rev", "capt", "sgt", "lt", "cmdr", "gov", "st", "mt"),
+    *("messrs", "vs", "cf", "viz", "fig", "dept", "approx", "pp", "e.g", "i.e", "a.k.a", "ph.d"),
 }
 MAY_END = {
     *("etc", "al", "inc", "ltd", "corp", "co", "jr", "sr", "a.m", "p.m", "a.d", "b.c"),
