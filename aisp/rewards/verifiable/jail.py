@@ -37,10 +37,11 @@ CODE = "<code>"
 JUDGES = ("eq", "ne", "lt", "le", "gt", "ge", "sub", "rsub", "abs", "float", "contains", "array")
 # Audit events that the weaker sandbox refuses; writing outside the directory is refused besides.
 REFUSED = (
-    "socket. subprocess. ctypes. os.system os.fork os.forkpty os.posix_spawn os.exec os.spawn "
-    "os.kill os.remove os.rename os.rmdir os.mkdir os.chmod os.chown os.link os.symlink os.truncate "
-    "os.putenv shutil. syslog. pty. signal.pthread_kill"
-).split()
+    *("socket.", "subprocess.", "ctypes.", "shutil.", "pty.", "syslog.", "signal.pthread_kill"),
+    *("os.system", "os.fork", "os.posix_spawn", "os.exec", "os.spawn", "os.kill"),
+    *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"),
+    *("os.chmod", "os.chown", "os.utime", "os.setxattr", "os.removexattr"),
+)
 
 
 class Refused(Exception):
@@ -165,7 +166,7 @@ def refuse_by_hook(here: str) -> None:
                 path = os.fsdecode(fspath(path))
                 if path != os.devnull and not (real(join(here, path)) + os.sep).startswith(inside):
                     raise Refused(f"the sandbox lets nothing write to {path}")
-        elif event.startswith(tuple(REFUSED)):
+        elif event.startswith(REFUSED):
             raise Refused(f"the sandbox does not let code do {event}")
 
     sys.addaudithook(hook)

@@ -120,7 +120,9 @@ def passed(code: str, tests: Sequence[str] | str, *, limits: Limits = DEFAULTS) 
         answer, error = _run(json.dumps(job).encode(), folder, patience + 5)
     if not answer.isdigit() or int(answer) > len(tests):
         said = error.decode(errors="replace").strip()[-500:] or "nothing on stderr"
-        raise RuntimeError(f"the sandbox gave no answer ({answer[:20]!r}); {_JAIL.name} said: {said}")
+        raise RuntimeError(
+            f"the sandbox gave no answer ({answer[:20]!r}); {_JAIL.name} said: {said}"
+        )
     return int(answer) / len(tests)
 
 
@@ -154,10 +156,8 @@ def programs(checks: Mapping[str, Any], response: str) -> tuple[str, list[str]]:
     entry, code = _text(checks, "entry_point"), extract(response)
     if entry and not entry.isidentifier():
         raise ValueError(f"entry_point is {entry!r}; it must be the name of a function")
-    if _text(checks, "test"):
-        tests = [_text(checks, "test")]
-    else:
-        tests = _texts(checks, "test_list")
+    test = _text(checks, "test")
+    tests = [test] if test else _texts(checks, "test_list")
     if not tests:
         raise ValueError(
             f"the checks have {sorted(checks)}; code needs `test` (HumanEval with `entry_point`, MBPP+) "
