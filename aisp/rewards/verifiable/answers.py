@@ -28,7 +28,8 @@ _NUMBER = re.compile(
 )
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _GSM8K = re.compile(r"####[ \t]*([^\n]+)")
-_LEAD = re.compile(r"\b(?:final\s+)?answer\s*(?:is|:|=)+\s*([^\n]+)", re.IGNORECASE)
+# To the end of its sentence; the mark itself is not part of what it says.
+_LEAD = re.compile(r"\banswer\s*(?:is|:|=)+\s*((?:(?![.!?](?:\s|$))[^\n])+)", re.IGNORECASE)
 
 
 def number(text: str) -> Fraction | None:
@@ -43,15 +44,17 @@ def number(text: str) -> Fraction | None:
 def answer(response: str) -> Fraction | None:
     """The number that a response gives as its answer, None if it gives none.
 
-    The last `\\boxed{}`, else the last `####` of GSM8K, else the last "the answer is" (of these the
-    first number that follows), else the last number of all. A mark that no number follows is ignored.
+    The last `\\boxed{}`, else the last `####` of GSM8K, else the last "the answer is" with its
+    sentence, else the last number of all. Of what is marked, the first number counts, or the first
+    after the last "="; a mark that no number follows is ignored.
     """
     for mark in (_BOXED, _GSM8K, _LEAD):
         for found in reversed(mark.findall(response)):
-            values = (_value(match) for match in _NUMBER.finditer(found))
-            value = next((value for value in values if value is not None), None)
-            if value is not None:
-                return value
+            for text in (found.rpartition("=")[2], found):
+                values = (_value(match) for match in _NUMBER.finditer(text))
+                value = next((value for value in values if value is not None), None)
+                if value is not None:
+                    return value
     return number(response)
 
 
