@@ -10,11 +10,13 @@ from typing import Any
 
 from aisp.preference_data import PromptRow, Row, located, text_field
 
-# The column that tells a kind of checks -> all columns of it.
+# The columns of each kind of checks, those first that tell it. Code: as HumanEval, MBPP and MBPP+ have
+# them; MBPP+ has both kinds of tests, of which `test` is the longer one and counts.
 COLUMNS = {
     "instruction_id_list": ("instruction_id_list", "kwargs"),
     "answer": ("answer",),
-    "test": ("test", "entry_point"),
+    "test": ("test", "entry_point", "test_imports"),
+    "test_list": ("test_list", "test_imports", "test_setup_code"),
 }
 
 
@@ -28,6 +30,8 @@ def checks_of(record: Mapping[str, Any]) -> dict[str, Any]:
             no list of as many objects.
     """
     kinds = [name for name in COLUMNS if record.get(name) is not None]
+    if "test" in kinds and "test_list" in kinds:
+        kinds.remove("test_list")
     if not kinds:
         return {}
     if len(kinds) > 1:
@@ -35,6 +39,8 @@ def checks_of(record: Mapping[str, Any]) -> dict[str, Any]:
             f"columns are {', '.join(kinds)}; a prompt has one kind of checks. Keep one"
         )
     found = {name: record[name] for name in COLUMNS[kinds[0]] if record.get(name) is not None}
+    if "entry_point" in found:  # HumanEval's prompt is the beginning of the function
+        found["prompt"] = record.get("prompt", "")
     if "instruction_id_list" in found:
         ids, kwargs = found["instruction_id_list"], found.get("kwargs")
         if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):

@@ -4,8 +4,9 @@ Written down before any prompt of the test half was decoded:
 
 - Question: where the reward is a program's verdict, which method finds a response that passes in the
   fewest samples? And does what it finds do more than pass?
-- Prompts: data/verifiable.jsonl, those of instructions and of arithmetic. Trials use the first
-  prompts of the dev half, the comparison the first of the test half (`SIZES`), in the file's order.
+- Prompts: data/verifiable.jsonl, those of instructions and of arithmetic. Trials use prompts of the
+  dev half, the comparison of the test half: `SIZES` of them, evenly spaced in the file, which goes
+  from easy to hard.
 - Reward: the share of a prompt's checks that hold, strictly (`aisp.rewards.verifiable`).
 - Rows: best-of-n, noise only, AISP as published but for lam, and the two rows that notebook 11 found
   highest: AISP by exact scores, and the control variate at the first steps. The policy itself, at
@@ -94,11 +95,11 @@ def prompts_of(split: str, profile: str = "cpu") -> list[Prompt]:
         data_path("verifiable.jsonl"), split=choice("split", split, list(SIZES))
     )
     few = (1, 1) if profile == "smoke" else SIZES[split]
-    return [
-        prompt
-        for category, limit in zip(CATEGORIES, few, strict=True)
-        for prompt in [p for p in whole_half if p.category == category][:limit]
-    ]
+    chosen = []
+    for category, limit in zip(CATEGORIES, few, strict=True):
+        of = [p for p in whole_half if p.category == category]
+        chosen += [of[i * len(of) // limit] for i in range(limit)]
+    return chosen
 
 
 def asked(

@@ -5,12 +5,16 @@ that tells it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # The two that enter the checkers: nothing else of them is read here.
-from aisp.rewards.verifiable import formats, instructions  # noqa: F401
+from aisp.rewards.verifiable import answers, formats, instructions, sandbox  # noqa: F401
 from aisp.rewards.verifiable.contradictions import check_together
-from aisp.rewards.verifiable.registry import Checker, checked_arguments, checker
+from aisp.rewards.verifiable.registry import INSTRUCTIONS, Checker, checked_arguments, checker
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Part(NamedTuple):
@@ -28,10 +32,12 @@ class Kind(NamedTuple):
             cannot be used, and an ImportError where they need a package that is not installed.
         variants: (response) -> texts of which one has to pass for a part to hold loosely; None
             where there is no loose reading.
+        waits: whether a check is a process that is waited for, so that several run at a time.
     """
 
     parts: Callable[[Mapping[str, Any]], Sequence[Part]]
     variants: Callable[[str], Sequence[str]] | None = None
+    waits: bool = False
 
 
 def instruction_parts(checks: Mapping[str, Any]) -> list[Part]:
@@ -62,9 +68,44 @@ def loose_variants(response: str) -> list[str]:
     return list(dict.fromkeys(whole + [text.replace("*", "") for text in whole]))
 
 
+def answer_parts(checks: Mapping[str, Any]) -> list[Part]:
+    """The right number, `answer`."""
+    answers.truth(checks)
+    return [Part("answer", lambda text: answers.share(checks, text) == 1)]
+
+
+def code_parts(checks: Mapping[str, Any]) -> list[Part]:
+    """The tests of a function, in the columns of HumanEval, MBPP or MBPP+."""
+    _, tests = sandbox.programs(checks, "")
+
+    def passes(text: str, i: int) -> bool:
+        code, tests = sandbox.programs(checks, text)
+        return sandbox.passed(code, tests[i]) == 1
+
+    return [Part(f"test {i + 1}", partial(passes, i=i)) for i in range(len(tests))]
+
+
+_CODE = Kind(code_parts, waits=True)
 KINDS: dict[str, Kind] = {
     "instruction_id_list": Kind(instruction_parts, loose_variants),
+    "answer": Kind(answer_parts),
+    "test": _CODE,
+    "test_list": _CODE,
 }
+
+
+def rules() -> "pd.DataFrame":
+    """All instructions: index id; columns arguments, and the rule, as the checker's docstring has it."""
+    import pandas as pd
+
+    rows = {
+        id: {
+            "arguments": ", ".join(of.arguments),
+            "rule": (of.holds.__doc__ or "").partition("\n\n")[0].replace("\n    ", " "),
+        }
+        for id, of in sorted(INSTRUCTIONS.items())
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def compiled(checks: Mapping[str, Any]) -> tuple[Kind, Sequence[Part]]:
@@ -73,9 +114,9 @@ def compiled(checks: Mapping[str, Any]) -> tuple[Kind, Sequence[Part]]:
     Raises:
         ValueError, ImportError: what cannot be used, and why.
     """
-    found = [field for field in KINDS if field in checks]
+    found = {kind.parts: kind for field, kind in KINDS.items() if field in checks}
     if len(found) != 1:
         has = f"has {', '.join(checks)}" if checks else "has none"
         raise ValueError(f"it {has}; give it checks of one kind: {' or '.join(KINDS)}")
-    kind = KINDS[found[0]]
+    (kind,) = found.values()
     return kind, kind.parts(checks)

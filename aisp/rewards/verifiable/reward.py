@@ -1,6 +1,8 @@
 """A reward that is a program: the share of a prompt's checks that a response passes."""
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,10 @@ from aisp.rewards.verifiable.kinds import Kind, Part, compiled
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_Each = tuple[
+    Kind, Sequence[Part], str
+]  # of a pair: the kind and parts of its checks, the response
 
 
 class VerifiableReward(Reward):
@@ -42,11 +48,8 @@ class VerifiableReward(Reward):
             _parts(prompt)
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
-        shares = [
-            sum(_held(kind, parts, text, self.loose)) / len(parts)
-            for kind, parts, text in _each(prompts, responses)
-        ]
-        return torch.tensor(shares, dtype=torch.float64)
+        held = _all_held(list(_each(prompts, responses)), self.loose)
+        return torch.tensor([sum(x) / len(x) for x in held], dtype=torch.float64)
 
     def parts(self, prompts: Sequence[Any], responses: Sequence[str]) -> "pd.DataFrame":
         """What held, one row per pair.
@@ -62,22 +65,20 @@ class VerifiableReward(Reward):
         """
         import pandas as pd
 
-        rows = []
-        for kind, parts, text in _each(prompts, responses):
-            strict, loose = (_held(kind, parts, text, way) for way in (False, True))
+        rows, each = [], list(_each(prompts, responses))
+        ways = [_all_held(each, way) for way in (False, True)]
+        for (_, parts, _), strict, loose in zip(each, *ways, strict=True):
             row: dict[str, Any] = {"strict": all(strict), "loose": all(loose)}
             for i, part in enumerate(parts):
                 own = {"part": part.name, "strict": strict[i], "loose": loose[i]}
                 row |= {f"{name}_{i + 1}": value for name, value in own.items()}
             rows.append(row)
         table = pd.DataFrame(rows)
-        ways = [name for name in table if not name.startswith("part_")]
-        return table.astype(dict.fromkeys(ways, "boolean"))
+        verdicts = [name for name in table if not name.startswith("part_")]
+        return table.astype(dict.fromkeys(verdicts, "boolean"))
 
 
-def _each(
-    prompts: Sequence[Any], responses: Sequence[str]
-) -> Iterator[tuple[Kind, Sequence[Part], str]]:
+def _each(prompts: Sequence[Any], responses: Sequence[str]) -> Iterator[_Each]:
     """Each response with the kind and parts of its prompt; equal ones in a row are made once."""
     before: Any = None
     for prompt, text in zip(prompts, responses, strict=True):
@@ -86,6 +87,14 @@ def _each(
             kind, parts = _parts(prompt)
             before = checks
         yield kind, parts, text
+
+
+def _all_held(each: Sequence[_Each], loose: bool) -> list[list[bool]]:
+    """`_held` of each; where checks are processes, as many at a time as there are processors."""
+    if not any(kind.waits for kind, *_ in each):
+        return [_held(*one, loose) for one in each]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda one: _held(*one, loose), each))
 
 
 def _held(kind: Kind, parts: Sequence[Part], text: str, loose: bool) -> list[bool]:
