@@ -15,7 +15,7 @@ of a JSONL file then has, beside `prompt`, the columns of one kind:
        "kwargs": [{}, {"relation": "at least", "num_words": 3}]}
 
 - arithmetic: `answer`;
-- code: `test` and `entry_point`.
+- code: `test` and `entry_point` (HumanEval), or `test` or `test_list` (MBPP+, MBPP).
 """
 
 import os

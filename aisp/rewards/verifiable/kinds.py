@@ -5,19 +5,25 @@ that tells it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 # The two that enter the checkers: nothing else of them is read here.
 from aisp.rewards.verifiable import formats, instructions  # noqa: F401
 from aisp.rewards.verifiable.contradictions import check_together
-from aisp.rewards.verifiable.registry import Checker, checked_arguments, checker
+from aisp.rewards.verifiable.registry import checked_arguments, checker
 
 
 class Part(NamedTuple):
-    """One thing that is checked of a response: its name, and (response) -> whether it holds."""
+    """One thing that is checked of a response.
+
+    Attributes:
+        name: of what is checked.
+        holds: (response) -> whether it holds, or the share of it that does, in [0, 1].
+    """
 
     name: str
-    holds: Checker
+    holds: Callable[[str], float]
 
 
 class Kind(NamedTuple):
@@ -28,10 +34,12 @@ class Kind(NamedTuple):
             cannot be used, and an ImportError where they need a package that is not installed.
         variants: (response) -> texts of which one has to pass for a part to hold loosely; None
             where there is no loose reading.
+        at_once: responses that are checked at a time, each by a thread of its own.
     """
 
     parts: Callable[[Mapping[str, Any]], Sequence[Part]]
     variants: Callable[[str], Sequence[str]] | None = None
+    at_once: int = 1
 
 
 def instruction_parts(checks: Mapping[str, Any]) -> list[Part]:
@@ -62,6 +70,26 @@ def loose_variants(response: str) -> list[str]:
     return list(dict.fromkeys(whole + [text.replace("*", "") for text in whole]))
 
 
+def graded(
+    name: str,
+    share: Callable[[Mapping[str, Any], str], float],
+    ready: Callable[[Mapping[str, Any]], object],
+    at_once: int = 1,
+) -> Kind:
+    """A kind of one part, without a loose reading.
+
+    Args:
+        share: (a prompt's checks, response) -> the share that holds, in [0, 1].
+        ready: (a prompt's checks); raises a ValueError where they cannot be used.
+    """
+
+    def parts(checks: Mapping[str, Any]) -> list[Part]:
+        ready(checks)
+        return [Part(name, partial(share, checks))]
+
+    return Kind(parts, at_once=at_once)
+
+
 KINDS: dict[str, Kind] = {
     "instruction_id_list": Kind(instruction_parts, loose_variants),
 }
@@ -73,9 +101,9 @@ def compiled(checks: Mapping[str, Any]) -> tuple[Kind, Sequence[Part]]:
     Raises:
         ValueError, ImportError: what cannot be used, and why.
     """
-    found = [field for field in KINDS if field in checks]
+    found = {KINDS[field] for field in KINDS if field in checks}
     if len(found) != 1:
         has = f"has {', '.join(checks)}" if checks else "has none"
         raise ValueError(f"it {has}; give it checks of one kind: {' or '.join(KINDS)}")
-    kind = KINDS[found[0]]
+    (kind,) = found
     return kind, kind.parts(checks)
