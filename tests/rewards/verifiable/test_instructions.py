@@ -250,7 +250,7 @@ def capitals(relation, bound=1):
 )  # fmt: skip
 def test_instructions_that_no_text_can_follow_together_are_refused(pair, why):
     for given in (pair, pair[::-1]):
-        with pytest.raises(ValueError, match=f"contradict each other: {why}") as caught:
+        with pytest.raises(ValueError, match=f"contradict each other: .*{why}") as caught:
             check_together(given)
         assert all(id in str(caught.value) for id, _ in pair)
 

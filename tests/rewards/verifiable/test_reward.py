@@ -100,7 +100,7 @@ def test_many_threads_get_what_one_gets():
 def test_prompts_that_cannot_be_scored_are_refused_by_name():
     reward = VerifiableReward()
     reward.check([BOTH, copy.deepcopy(BULLETS)])
-    with pytest.raises(ValueError, match="the prompt 'Hi' has no checks; .*instruction_id_list"):
+    with pytest.raises(ValueError, match=r"the prompt 'Hi' has no checks; .*instruction_id_list"):
         reward.check([BOTH, "Hi"])
     with pytest.raises(ValueError, match="checks of prompt 'p3': it has none"):
         reward.check([BOTH, Prompt("p3", "Hi", "set")])
@@ -158,7 +158,9 @@ def test_a_reward_that_is_equal_for_all_breaks_no_method(tiny, method):
             assert torch.isfinite(out.U).all()
 
 
-@pytest.mark.parametrize("option", [dict(ess=0.5), dict(kl_bound=0.5), dict(lam=1e-3)])
+@pytest.mark.parametrize(
+    "option", [dict(ess=0.5, alpha=1), dict(kl_bound=0.5, alpha=1), dict(lam=1e-3)]
+)
 def test_a_temperature_that_is_sought_survives_equal_rewards(tiny, option):
     out = aisp.align(BULLETS, tiny(), "verifiable", "aisp", progress=False, **SMALL, **option)
     assert out.reward == 0 and torch.isfinite(out.U).all()
