@@ -10,37 +10,36 @@ from typing import Any
 
 from aisp.preference_data import PromptRow, Row, located, text_field
 
-# The columns of each kind of checks, those first that tell it. Code: as HumanEval, MBPP and MBPP+ have
-# them; MBPP+ has both kinds of tests, of which `test` is the longer one and counts.
-COLUMNS = {
-    "instruction_id_list": ("instruction_id_list", "kwargs"),
-    "answer": ("answer",),
-    "test": ("test", "entry_point", "test_imports"),
-    "test_list": ("test_list", "test_imports", "test_setup_code"),
-}
+# The columns that tell a kind of checks, and the others that belong to it: IFEval; arithmetic; and
+# HumanEval, MBPP and MBPP+.
+COLUMNS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("instruction_id_list",), ("kwargs",)),
+    (("answer",), ()),
+    (("test", "test_list"), ("entry_point", "test_imports", "test_setup_code")),
+)
 
 
 def checks_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """The checks among the columns of a row; empty where it has none.
 
-    Names without a value are left out of `kwargs`: on the hub every row has every name.
+    Names without a value are left out of `kwargs`: on the hub every row has every name. The prompt is
+    among the checks of a row with an `entry_point`: HumanEval's begin the program.
 
     Raises:
         ValueError: more than one kind; instructions that are no list of names, or whose `kwargs` are
             no list of as many objects.
     """
-    kinds = [name for name in COLUMNS if record.get(name) is not None]
-    if "test" in kinds and "test_list" in kinds:
-        kinds.remove("test_list")
+    given = {name for name, value in record.items() if value is not None}
+    kinds = [(tells, others) for tells, others in COLUMNS if given & set(tells)]
     if not kinds:
         return {}
     if len(kinds) > 1:
-        raise ValueError(
-            f"columns are {', '.join(kinds)}; a prompt has one kind of checks. Keep one"
-        )
-    found = {name: record[name] for name in COLUMNS[kinds[0]] if record.get(name) is not None}
-    if "entry_point" in found:  # HumanEval's prompt is the beginning of the function
-        found["prompt"] = record.get("prompt", "")
+        told = ", ".join(sorted(given & {name for tells, _ in kinds for name in tells}))
+        raise ValueError(f"columns are {told}; a prompt has one kind of checks. Keep one")
+    columns = kinds[0][0] + kinds[0][1]
+    if "entry_point" in given & set(columns):
+        columns += ("prompt",)
+    found = {name: record[name] for name in columns if name in given}
     if "instruction_id_list" in found:
         ids, kwargs = found["instruction_id_list"], found.get("kwargs")
         if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):

@@ -15,7 +15,7 @@ of a JSONL file then has, beside `prompt`, the columns of one kind:
        "kwargs": [{}, {"relation": "at least", "num_words": 3}]}
 
 - arithmetic: `answer`;
-- code: `test` and `entry_point` as HumanEval has them, or `test_list` or `test` as MBPP and MBPP+.
+- code: `test` and `entry_point` (HumanEval), or `test` or `test_list` (MBPP+, MBPP).
 """
 
 import os
@@ -62,7 +62,7 @@ class Prompt:
         source: "builtin", "shp", "hh", "ifeval", or the name of the file it came from.
         category: "helpful" or "harmless" in the built-in set; whatever a JSONL file says.
         checks: what a program can check of a response, as plain JSON: `instruction_id_list` and
-            `kwargs`, or `answer`, or tests; see `aisp.rewards.verifiable`. A copy
+            `kwargs`, or `answer`, or `test` and `entry_point`; see `aisp.rewards.verifiable`. A copy
             is stored, not to be modified.
         where: it was read, for errors: "FILE, line 3".
     """

@@ -438,3 +438,81 @@ def test_limit_and_offset_may_be_numbers_of_numpy():
             load_prompts(limit=wrong)
         with pytest.raises(ValueError, match=r"offset is .*whole number >= 0"):
             load_prompts(offset=wrong)
+
+
+# What a program checks
+
+IFEVAL = {
+    "key": 7,
+    "prompt": "Name fruit.",
+    "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+    "kwargs": [{}, {"relation": "at least", "num_words": 3}],
+}
+# As the hub has it: every row with every name.
+WITH_NULLS = IFEVAL | {
+    "kwargs": [{"num_words": None, "relation": None}, {"relation": "at least", "num_words": 3}]
+}
+CHECKS = {name: IFEVAL[name] for name in ("instruction_id_list", "kwargs")}
+
+
+def test_checks_are_a_copy_and_count_for_equality_only():
+    given = {"kwargs": [{}], "instruction_id_list": ("punctuation:no_comma",)}
+    prompt = Prompt("a", "Hi", "s", checks=given)
+    given["kwargs"][0]["x"] = 1
+    assert prompt.checks == {"kwargs": [{}], "instruction_id_list": ["punctuation:no_comma"]}
+    plain, other = Prompt("a", "Hi", "s"), Prompt("a", "Hi", "s", where="f, line 3")
+    assert plain == other and plain.checks == {} and hash(plain) == hash(prompt)
+    assert plain != prompt and prompt == Prompt("a", "Hi", "s", checks=prompt.checks)
+    for wrong in ({"a": {1, 2}}, {"a": float("nan")}):
+        with pytest.raises(ValueError, match="which is no JSON"):
+            Prompt("a", "Hi", "s", checks=wrong)
+    with pytest.raises(TypeError, match="checks are 'x'"):
+        Prompt("a", "Hi", "s", checks="x")
+
+
+def test_ifeval_from_a_file_and_from_the_hub_are_the_same(write, hub):
+    path = write(WITH_NULLS, IFEVAL | {"key": 9, "instruction_id_list": [], "kwargs": []})
+    first, second = load_prompts(f"ifeval:{path}")
+    assert (first.id, first.source, second.id) == ("ifeval-7", "ifeval", "ifeval-9")
+    assert first.checks == CHECKS and first.where.endswith(", line 1")
+    hub.rows = [WITH_NULLS]
+    (same,) = load_prompts("ifeval")
+    assert same == first and same.where == "google/IFEval, train row 0"
+    assert hub.calls[-1] == ("google/IFEval", {"data_dir": None, "split": "train"})
+    with pytest.raises(ValueError, match="split is 'test'; google/IFEval has train"):
+        load_prompts("ifeval", split="test")
+    with pytest.raises(
+        ValueError, match=r"line 1: fields are \['prompt'\]; .* key, instruction_id"
+    ):
+        load_prompts(f"ifeval:{write({'prompt': 'Hi'})}")
+
+
+def test_any_file_may_have_checks_beside_its_prompts(write):
+    code = {"prompt": "def f():", "test": "assert f()", "entry_point": "f"}
+    path = write(
+        IFEVAL, {"prompt": "6 x 7?", "answer": "42"}, code, {"prompt": "Hi", "id": "x", "key": 3}
+    )
+    stem = Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
+    prompts = load_prompts(path)
+    assert [p.id for p in prompts] == [f"{stem}-7", f"{stem}-1", f"{stem}-2", "x"]
+    assert [dict(p.checks) for p in prompts] == [CHECKS, {"answer": "42"}, code, {}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction_id_list": "x"}, "line 1: instruction_id_list is 'x'; it must be a list"),
+        ({"kwargs": None}, "line 1: kwargs is None; it must be a list with an object"),
+        ({"kwargs": [{}]}, "line 1: instruction_id_list has 2 names, and kwargs 1 objects"),
+        ({"kwargs": [{}, 3]}, r"line 1: kwargs is \[{}, 3\]"),
+        (
+            {"answer": "42"},
+            "line 1: columns are answer, instruction_id_list; a prompt has one kind",
+        ),
+    ],
+)
+def test_checks_that_are_no_checks_name_the_line(write, row, message):
+    path = write(IFEVAL | row)
+    for source in (path, f"ifeval:{path}"):
+        with pytest.raises(ValueError, match=message):
+            load_prompts(source)

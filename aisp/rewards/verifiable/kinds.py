@@ -4,6 +4,7 @@ To add a kind: a function from `Prompt.checks` to its parts, and an entry in KIN
 that tells it.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,17 +12,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 # The two that enter the checkers: nothing else of them is read here.
 from aisp.rewards.verifiable import answers, formats, instructions, sandbox  # noqa: F401
 from aisp.rewards.verifiable.contradictions import check_together
-from aisp.rewards.verifiable.registry import INSTRUCTIONS, Checker, checked_arguments, checker
+from aisp.rewards.verifiable.registry import INSTRUCTIONS, checked_arguments, checker
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class Part(NamedTuple):
-    """One thing that is checked of a response: its name, and (response) -> whether it holds."""
+    """One thing that is checked of a response.
+
+    Attributes:
+        name: of what is checked.
+        holds: (response) -> whether it holds, or the share of it that does, in [0, 1].
+    """
 
     name: str
-    holds: Checker
+    holds: Callable[[str], float]
 
 
 class Kind(NamedTuple):
@@ -32,12 +38,12 @@ class Kind(NamedTuple):
             cannot be used, and an ImportError where they need a package that is not installed.
         variants: (response) -> texts of which one has to pass for a part to hold loosely; None
             where there is no loose reading.
-        waits: whether a check is a process that is waited for, so that several run at a time.
+        at_once: responses that are checked at a time, each by a thread of its own.
     """
 
     parts: Callable[[Mapping[str, Any]], Sequence[Part]]
     variants: Callable[[str], Sequence[str]] | None = None
-    waits: bool = False
+    at_once: int = 1
 
 
 def instruction_parts(checks: Mapping[str, Any]) -> list[Part]:
@@ -68,27 +74,32 @@ def loose_variants(response: str) -> list[str]:
     return list(dict.fromkeys(whole + [text.replace("*", "") for text in whole]))
 
 
-def answer_parts(checks: Mapping[str, Any]) -> list[Part]:
-    """The right number, `answer`."""
-    answers.truth(checks)
-    return [Part("answer", lambda text: answers.share(checks, text) == 1)]
+def graded(
+    name: str,
+    share: Callable[[Mapping[str, Any], str], float],
+    ready: Callable[[Mapping[str, Any]], object],
+    at_once: int = 1,
+) -> Kind:
+    """A kind of one part, without a loose reading.
+
+    Args:
+        share: (a prompt's checks, response) -> the share that holds, in [0, 1].
+        ready: (a prompt's checks); raises a ValueError where they cannot be used.
+    """
+
+    def parts(checks: Mapping[str, Any]) -> list[Part]:
+        ready(checks)
+        return [Part(name, partial(share, checks))]
+
+    return Kind(parts, at_once=at_once)
 
 
-def code_parts(checks: Mapping[str, Any]) -> list[Part]:
-    """The tests of a function, in the columns of HumanEval, MBPP or MBPP+."""
-    _, tests = sandbox.programs(checks, "")
-
-    def passes(text: str, i: int) -> bool:
-        code, tests = sandbox.programs(checks, text)
-        return sandbox.passed(code, tests[i]) == 1
-
-    return [Part(f"test {i + 1}", partial(passes, i=i)) for i in range(len(tests))]
-
-
-_CODE = Kind(code_parts, waits=True)
+_CODE = graded(
+    "tests", sandbox.share, lambda checks: sandbox.programs(checks, ""), os.cpu_count() or 1
+)
 KINDS: dict[str, Kind] = {
     "instruction_id_list": Kind(instruction_parts, loose_variants),
-    "answer": Kind(answer_parts),
+    "answer": graded("answer", answers.share, answers.truth),
     "test": _CODE,
     "test_list": _CODE,
 }
@@ -101,7 +112,7 @@ def rules() -> "pd.DataFrame":
     rows = {
         id: {
             "arguments": ", ".join(of.arguments),
-            "rule": (of.holds.__doc__ or "").partition("\n\n")[0].replace("\n    ", " "),
+            "rule": " ".join((of.holds.__doc__ or "").partition("\n\n")[0].split()),
         }
         for id, of in sorted(INSTRUCTIONS.items())
     }
@@ -114,9 +125,9 @@ def compiled(checks: Mapping[str, Any]) -> tuple[Kind, Sequence[Part]]:
     Raises:
         ValueError, ImportError: what cannot be used, and why.
     """
-    found = {kind.parts: kind for field, kind in KINDS.items() if field in checks}
+    found = {KINDS[field] for field in KINDS if field in checks}
     if len(found) != 1:
         has = f"has {', '.join(checks)}" if checks else "has none"
         raise ValueError(f"it {has}; give it checks of one kind: {' or '.join(KINDS)}")
-    (kind,) = found.values()
+    (kind,) = found
     return kind, kind.parts(checks)

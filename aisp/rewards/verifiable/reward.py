@@ -1,9 +1,9 @@
 """A reward that is a program: the share of a prompt's checks that a response passes."""
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,6 @@ from aisp.rewards.verifiable.kinds import Kind, Part, compiled
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_Each = tuple[
-    Kind, Sequence[Part], str
-]  # of a pair: the kind and parts of its checks, the response
 
 
 class VerifiableReward(Reward):
@@ -48,7 +44,7 @@ class VerifiableReward(Reward):
             _parts(prompt)
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
-        held = _all_held(list(_each(prompts, responses)), self.loose)
+        held = _held(list(_each(prompts, responses)), self.loose)
         return torch.tensor([sum(x) / len(x) for x in held], dtype=torch.float64)
 
     def parts(self, prompts: Sequence[Any], responses: Sequence[str]) -> "pd.DataFrame":
@@ -60,48 +56,71 @@ class VerifiableReward(Reward):
         Returns:
             `strict` and `loose`: whether all parts hold, either way; and for the i-th part of each
             prompt, from 1, `part_<i>`, its name such as "punctuation:no_comma", `strict_<i>` and
-            `loose_<i>`. Missing where a prompt has fewer parts. What has no loose reading is the
-            same both ways.
+            `loose_<i>`, whether it holds in full. Missing where a prompt has fewer parts. What has no
+            loose reading is the same both ways.
         """
         import pandas as pd
 
-        rows, each = [], list(_each(prompts, responses))
-        ways = [_all_held(each, way) for way in (False, True)]
-        for (_, parts, _), strict, loose in zip(each, *ways, strict=True):
+        jobs, rows = list(_each(prompts, responses)), []
+        held, read = (
+            _held(jobs, loose=False),
+            [i for i, job in enumerate(jobs) if job.kind.variants],
+        )
+        loosely = dict(zip(read, _held([jobs[i] for i in read], loose=True), strict=True))
+        for i, job in enumerate(jobs):
+            strict, loose = ([x == 1 for x in y] for y in (held[i], loosely.get(i, held[i])))
             row: dict[str, Any] = {"strict": all(strict), "loose": all(loose)}
-            for i, part in enumerate(parts):
-                own = {"part": part.name, "strict": strict[i], "loose": loose[i]}
-                row |= {f"{name}_{i + 1}": value for name, value in own.items()}
+            for k, part in enumerate(job.parts):
+                own = {"part": part.name, "strict": strict[k], "loose": loose[k]}
+                row |= {f"{name}_{k + 1}": value for name, value in own.items()}
             rows.append(row)
         table = pd.DataFrame(rows)
-        verdicts = [name for name in table if not name.startswith("part_")]
-        return table.astype(dict.fromkeys(verdicts, "boolean"))
+        ways = [name for name in table if not name.startswith("part_")]
+        return table.astype(dict.fromkeys(ways, "boolean"))
 
 
-def _each(prompts: Sequence[Any], responses: Sequence[str]) -> Iterator[_Each]:
-    """Each response with the kind and parts of its prompt; equal ones in a row are made once."""
+class _Job(NamedTuple):
+    """A response, and what it is checked for."""
+
+    kind: Kind
+    parts: Sequence[Part]
+    text: str
+
+
+def _each(prompts: Sequence[Any], responses: Sequence[str]) -> Iterator[_Job]:
+    """Each response with the parts of its prompt; those of equal prompts in a row are made once."""
     before: Any = None
     for prompt, text in zip(prompts, responses, strict=True):
         checks = getattr(prompt, "checks", None)
         if before is None or checks != before:
             kind, parts = _parts(prompt)
             before = checks
-        yield kind, parts, text
+        yield _Job(kind, parts, text)
 
 
-def _all_held(each: Sequence[_Each], loose: bool) -> list[list[bool]]:
-    """`_held` of each; where checks are processes, as many at a time as there are processors."""
-    if not any(kind.waits for kind, *_ in each):
-        return [_held(*one, loose) for one in each]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda one: _held(*one, loose), each))
+def _held(jobs: Sequence[_Job], loose: bool) -> list[list[float]]:
+    """The share that holds of each part of each response."""
+    at_once = max((job.kind.at_once for job in jobs), default=1)
+    if at_once == 1:
+        return [_shares(job, loose) for job in jobs]
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(partial(_shares, loose=loose), jobs))
 
 
-def _held(kind: Kind, parts: Sequence[Part], text: str, loose: bool) -> list[bool]:
-    """Which parts hold for a response; none for a blank one."""
-    texts = kind.variants(text) if loose and kind.variants else [text]
+def _shares(job: _Job, loose: bool) -> list[float]:
+    """Of each part, the share that holds for a response; nothing does for a blank one."""
+    texts = job.kind.variants(job.text) if loose and job.kind.variants else [job.text]
     texts = [x for x in texts if x.strip()]
-    return [any(map(part.holds, texts)) for part in parts]
+    return [_best(part, texts) for part in job.parts]
+
+
+def _best(part: Part, texts: Sequence[str]) -> float:
+    best = 0.0
+    for text in texts:
+        best = max(best, float(part.holds(text)))
+        if best == 1:
+            break
+    return best
 
 
 def _parts(prompt: Any) -> tuple[Kind, Sequence[Part]]:
