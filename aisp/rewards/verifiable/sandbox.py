@@ -46,7 +46,7 @@ _JAIL = Path(__file__).with_name("jail.py")
 # environment; sets in the same order each time.
 _PYTHON = (sys.executable, "-s", "-S", "-P", "-B", str(_JAIL))
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-_STARTUP = 20.0  # seconds in which the sandbox itself must have started, on a busy machine
+_STARTUP = 60.0  # seconds in which the sandbox itself must have started, on a busy machine
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
 _PYTHON_NAMES = ("python", "python3", "py")
 

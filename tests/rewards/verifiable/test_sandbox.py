@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -290,33 +291,41 @@ def test_network(limits):
             server.accept()[0].close()
 
 
-def alive():
-    """The processes of this checkout's sandbox."""
+def named(name):
+    """The processes of this machine that have given themselves a name."""
     found = []
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
+    for file in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):  # it has ended meanwhile
-            found += [line] if str(sandbox._JAIL).encode() in line.read_bytes() else []
+            found += [file] if file.read_text().strip() == name else []
     return found
 
 
-ORPHAN = (
-    "import os, time\n"
-    "if os.fork() == 0:\n"
-    "    os.setsid()\n"
-    "    if os.fork() == 0:\n"
-    "        time.sleep(1000)\n"
-    "    os._exit(0)\n"
-)
+def orphan(name):
+    """Code that leaves a process behind, in a session of its own and under a name."""
+    return (
+        f"import ctypes, os, time\nctypes.CDLL(None).prctl(15, {name.encode()!r}, 0, 0, 0)\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(1000)\n"
+        "    os._exit(0)\n"
+    )
 
 
 @needs_namespaces
 def test_nothing_is_left_running():
-    before = len(alive())
-    assert passed(ORPHAN, "pass", limits=WALLED) == 1
-    assert len(alive()) == before
-    for quitter in (ORPHAN + "os._exit(0)", ORPHAN + "time.sleep(1000)"):  # both wait for time
-        assert passed(quitter, "pass", limits=replace(WALLED, wall_seconds=1)) == 0
-        assert len(alive()) == before
+    name = f"orphan{os.getpid()}"
+    assert passed(orphan(name), "pass", limits=WALLED) == 1
+    assert not named(name)
+    waits = replace(WALLED, wall_seconds=2)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(passed, orphan(name) + "time.sleep(1000)", "pass", limits=waits)
+        seen = 0
+        while not result.done():
+            seen = max(seen, len(named(name)))
+            time.sleep(0.05)
+    assert seen >= 1 and result.result() == 0  # it did run
+    assert not named(name)
 
 
 @needs_namespaces
@@ -338,15 +347,13 @@ def test_processes_are_counted():
 
 @needs_namespaces
 def test_a_fork_bomb():
-    assert (
-        passed(
-            "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-            "pass",
-            limits=replace(WALLED, wall_seconds=1),
-        )
-        == 0
+    name = f"bomb{os.getpid()}"
+    code = (
+        f"import ctypes, os\nctypes.CDLL(None).prctl(15, {name.encode()!r}, 0, 0, 0)\n"
+        "while True:\n    try: os.fork()\n    except OSError: pass"
     )
-    assert not alive()
+    assert passed(code, "pass", limits=replace(WALLED, wall_seconds=1)) == 0
+    assert not named(name)
 
 
 @needs_namespaces
