@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-# The two that enter the checkers: nothing else of them is read here.
+# `formats` and `instructions` enter the checkers: nothing else of them is read here.
 from aisp.rewards.verifiable import answers, formats, instructions, sandbox  # noqa: F401
 from aisp.rewards.verifiable.contradictions import check_together
 from aisp.rewards.verifiable.registry import INSTRUCTIONS, checked_arguments, checker
