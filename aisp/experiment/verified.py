@@ -5,8 +5,8 @@ Written down before any prompt of the test half was decoded:
 - Question: where the reward is a program's verdict, which method finds a response that passes in the
   fewest samples? And does what it finds do more than pass?
 - Prompts: data/verifiable.jsonl, those of instructions and of arithmetic. Trials use prompts of the
-  dev half, the comparison of the test half: `SIZES` of them, evenly spaced in the file, which goes
-  from easy to hard.
+  dev half, the comparison of the test half: `SIZES` of them, evenly spaced in the file, which has
+  the easy ones first. (Trials on 16 prompts were planned; the time that they would take made them 8.)
 - Reward: the share of a prompt's checks that hold, strictly (`aisp.rewards.verifiable`).
 - Rows: best-of-n, noise only, AISP as published but for lam, and the two rows that notebook 11 found
   highest: AISP by exact scores, and the control variate at the first steps. The policy itself, at
@@ -78,7 +78,7 @@ SECONDARY = (
 )
 MEASURES = ("soon", "strict", "loose")
 CATEGORIES = ("instructions", "arithmetic")
-SIZES = {"dev": (12, 4), "test": (32, 16)}  # prompts of each category
+SIZES = {"dev": (6, 2), "test": (32, 16)}  # prompts of each category
 BUDGET = {"n": 16, "kappa": 8, "max_new_tokens": 64}
 
 

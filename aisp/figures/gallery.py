@@ -15,8 +15,10 @@ from aisp.experiment import (
     drift,
     load,
     main_results,
+    passing,
     prefix_share,
     summary,
+    verified,
 )
 from aisp.provenance import checkout, file_sha256
 
@@ -90,6 +92,13 @@ def _costs(records: "pd.DataFrame") -> "Figure":
     return figures.cost_curves(comparisons.whole_seeds(records, contenders.GROUPS["first"]))
 
 
+def _solved(records: "pd.DataFrame") -> "Figure":
+    """Of notebook 12: in the seeds that are whole."""
+    whole = comparisons.whole_seeds(records, verified.LABELS)
+    measured = passing.measured(whole, verified.prompts_of("test"))
+    return figures.solved_curves(measured, passing.pass_at_k(measured))
+
+
 def _prefix_share(table: "pd.DataFrame") -> "Figure":
     """Of notebook 10: where in time the signal is."""
     return figures.prefix_share(prefix_share.explained(table), table["prompt"].nunique())
@@ -140,6 +149,7 @@ def _recipes() -> dict[str, Recipe]:
     make = partial(figures.selection, rules=rules)
     pool = ("beyond_pool_builtin_128.curves.csv",)
     recipes["beyond_selection"] = Recipe("11_beyond", pool, make)
+    recipes["verifiable"] = Recipe("12_verifiable", ("verified_test.jsonl",), _solved)
     paired = partial(_main, figures.paired_differences, first="AISP")
     for name in ("main_results", "main_results_shp", "main_results_hh"):
         files = (f"{name}.jsonl",)
