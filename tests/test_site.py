@@ -229,6 +229,7 @@ def test_how_to_use_your_reward(page, byte_tokenizer, tmp_path):
     names = page("reward")
     assert names["lam"] > 0 and not names["plain"].config.adapt
     assert names["out"].reward == -len(names["out"].response.split())
+    assert names["checked"].history["solved"].between(0, 4).all()
     assert isinstance(names["reward"], aisp.Reward)
     assert names["reward"].score(["Hi"], ["there"]).isfinite().all()
 
