@@ -5,13 +5,39 @@ from typing import TYPE_CHECKING, Any
 
 from aisp import metrics
 from aisp.experiment import declared, tables
-from aisp.experiment.verified import MEASURES, POLICY, PRIMARY, ROWS, SECONDARY, soon
+from aisp.experiment.verified import FEW, MEASURES, POLICY, PRIMARY, ROWS, SECONDARY, counts, soon
 from aisp.intervals import bootstrap
 from aisp.prompts import Prompt
 from aisp.rewards.load import load_reward
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def by_category(rates: "pd.DataFrame", prompts: Sequence[Prompt]) -> "pd.DataFrame":
+    """What the policy passes by itself, from `verified.rates`.
+
+    Returns:
+        Index: category. Columns: prompts; passing, the mean share of samples that pass all checks,
+        with its 95% bootstrap interval over prompts; never, the prompts of which no sample did; few,
+        those that trials and comparison are chosen among; most, those of which over 60% did.
+    """
+    import pandas as pd
+
+    solved = pd.Series(counts(rates))
+    share = solved / int(rates["samples"].max())
+    category = pd.Series({p.id: p.category for p in prompts}).reindex(solved.index)
+    rows = {}
+    for name, of in share.groupby(category, sort=False):
+        low, high = bootstrap(of)
+        rows[name] = {
+            "prompts": len(of),
+            "passing": f"{of.mean():.2f} [{low:.2f}, {high:.2f}]",
+            "never": int((of == 0).sum()),
+            "few": int(solved[of.index].between(*FEW).sum()),
+            "most": int((of > 0.6).sum()),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def measured(records: "pd.DataFrame", prompts: Sequence[Prompt]) -> "pd.DataFrame":

@@ -4,9 +4,13 @@ Written down before any prompt of the test half was decoded:
 
 - Question: where the reward is a program's verdict, which method finds a response that passes in the
   fewest samples? And does what it finds do more than pass?
-- Prompts: data/verifiable.jsonl, those of instructions and of arithmetic. Trials use prompts of the
-  dev half, the comparison of the test half: `SIZES` of them, evenly spaced in the file, which has
-  the easy ones first. (Trials on 16 prompts were planned; the time that they would take made them 8.)
+- Prompts: data/verifiable.jsonl, whose test half has a sibling for each prompt of its dev half. Of the
+  dev half it is counted how many of 32 samples of the policy pass. Trials use 8 of the dev prompts of
+  which 1 to 4 did, the comparison 24 siblings of such ones (`SIZES`, evenly spaced in the file): where
+  many pass, every method has one at once, and where none does, nothing is learned.
+  (First it was to be 48 prompts whatever their rate. The trials, on dev prompts, showed that all
+  rows then pass within the first 16 samples; this was changed before any record of a test prompt was
+  looked at, and those that had been begun were deleted.)
 - Reward: the share of a prompt's checks that hold, strictly (`aisp.rewards.verifiable`).
 - Rows: best-of-n, noise only, AISP as published but for lam, and the two rows that notebook 11 found
   highest: AISP by exact scores, and the control variate at the first steps. The policy itself, at
@@ -24,6 +28,7 @@ Written down before any prompt of the test half was decoded:
 - Secondary contrasts: `SECONDARY` by `soon`, `strict` and `loose`, and the primary pair by the two;
   p-values adjusted by Holm together.
 
+    python -m aisp.experiment.verified rates
     python -m aisp.experiment.verified tune
     python -m aisp.experiment.verified run --seeds 0,1,2
 
@@ -54,7 +59,8 @@ from aisp.rewards.load import load_reward
 if TYPE_CHECKING:
     import pandas as pd
 
-POLICY = "the policy"  # best-of-n at temperature 1
+POLICY = "the policy"
+ITSELF = {"method": "best_of_n", "top_p": 1.0, "temperature": 1.0}
 _LAM = ("lam", (0.05, 0.15, 0.5))
 _SIGMA = contenders.CONTENDERS[NOISE].tried
 ROWS: contenders.Rows = {
@@ -78,7 +84,8 @@ SECONDARY = (
 )
 MEASURES = ("soon", "strict", "loose")
 CATEGORIES = ("instructions", "arithmetic")
-SIZES = {"dev": (6, 2), "test": (32, 16)}  # prompts of each category
+SIZES = {"dev": (5, 3), "test": (16, 8)}  # prompts of each category
+SAMPLES, FEW = 32, (1, 4)  # samples of each dev prompt, and of how many of them are to pass
 BUDGET = {"n": 16, "kappa": 8, "max_new_tokens": 64}
 
 
@@ -89,17 +96,36 @@ def size(profile: str = "cpu") -> dict[str, int]:
     }
 
 
-def prompts_of(split: str, profile: str = "cpu") -> list[Prompt]:
-    """The prompts of the trials ("dev") or of the comparison ("test")."""
-    whole_half = load_prompts(
-        data_path("verifiable.jsonl"), split=choice("split", split, list(SIZES))
-    )
-    few = (1, 1) if profile == "smoke" else SIZES[split]
+def half(split: str, profile: str = "cpu") -> list[Prompt]:
+    """All prompts of the "dev" or the "test" half."""
+    prompts = load_prompts(data_path("verifiable.jsonl"), split=choice("split", split, list(SIZES)))
+    if profile == "smoke":
+        firsts = [next(p for p in prompts if p.category == category) for category in CATEGORIES]
+        return firsts
+    return prompts
+
+
+def prompts_of(split: str, profile: str = "cpu", folder: Path | None = None) -> list[Prompt]:
+    """The prompts of the trials ("dev") or of the comparison ("test").
+
+    Raises:
+        FileNotFoundError: the rates of the dev half are not there, which decide.
+    """
+    prompts = half(split, profile)
+    if profile == "smoke":
+        return prompts
+    solved = counts(load(path_of("rates", profile, folder)))
+    few = {x.replace("-dev-", f"-{split}-") for x, n in solved.items() if FEW[0] <= n <= FEW[1]}
     chosen = []
-    for category, limit in zip(CATEGORIES, few, strict=True):
-        of = [p for p in whole_half if p.category == category]
+    for category, limit in zip(CATEGORIES, SIZES[split], strict=True):
+        of = [p for p in prompts if p.category == category and p.id in few]
         chosen += [of[i * len(of) // limit] for i in range(limit)]
     return chosen
+
+
+def counts(rates: "pd.DataFrame") -> dict[str, int]:
+    """Id of a dev prompt -> how many of its samples pass all checks, from `rates`."""
+    return {p: sum(h["solved"]) for p, h in zip(rates["prompt"], rates["history"], strict=True)}
 
 
 def asked(
@@ -124,6 +150,24 @@ def path_of(part: str, profile: str = "cpu", folder: Path | None = None) -> Path
     return records_path(f"verified_{part}", profile, folder)
 
 
+def rates(
+    policy: Policy,
+    reward: Reward,
+    profile: str = "cpu",
+    folder: Path | None = None,
+    **options: Any,
+) -> "pd.DataFrame":
+    """Compute the missing records of the policy's own samples for the dev half, and return all.
+
+    Args:
+        **options: of `experiment.run`.
+    """
+    n = PROFILES["smoke"]["n"] if profile == "smoke" else SAMPLES
+    sampling = ITSELF | size(profile) | {"n": n, "kappa": 1}
+    path, prompts = path_of("rates", profile, folder), half("dev", profile)
+    return experiment.run(path, {POLICY: sampling}, prompts, policy, reward, **options)
+
+
 def tune(
     policy: Policy,
     reward: Reward,
@@ -137,7 +181,7 @@ def tune(
         **options: of `experiment.run`.
     """
     path, budget = path_of("tune", profile, folder), size(profile)
-    prompts = prompts_of("dev", profile)
+    prompts = prompts_of("dev", profile, folder)
     values: dict[str, float] = {}
     for label in ROWS:  # in order: a row that takes a value of another one comes after it
         asked = contenders.trials(budget, [label], values, ROWS)
@@ -172,11 +216,10 @@ def run(
         ValueError: trials that are not complete.
         FileNotFoundError: no trials.
     """
-    prompts = prompts_of("test", profile) if prompts is None else prompts
+    prompts = prompts_of("test", profile, folder) if prompts is None else prompts
     trials = by_soon(load(path_of("tune", profile, folder)))
     chosen = contenders.tuned(trials, ROWS, ROWS)
-    itself = {"method": "best_of_n", "top_p": 1.0, "temperature": 1.0}
-    methods = {POLICY: itself | size(profile)}
+    methods = {POLICY: ITSELF | size(profile)}
     methods |= contenders.rows(size(profile), chosen, ROWS, ROWS)
     path = path_of(name, profile, folder)
     for seed in seeds:
@@ -193,7 +236,7 @@ def soon(history: dict[str, list[float]]) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute the records of notebook 12."""
     parser = argparse.ArgumentParser("python -m aisp.experiment.verified", description=main.__doc__)
-    parser.add_argument("action", choices=["tune", "run"])
+    parser.add_argument("action", choices=["rates", "tune", "run"])
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
     parser.add_argument("--batch", type=int, default=8, help="prompts decoded together")
     parser.add_argument("--dtype", default="bfloat16")
@@ -207,11 +250,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy = load_policy("embedded", device=given.device, dtype=given.dtype)
         reward = load_reward("verifiable")
         command = f"python -m aisp.experiment.verified {given.action}"
+        options = {"batch": given.batch, "command": command}
         if given.action == "tune":
-            print(tune(policy, reward, batch=given.batch, command=command))
+            print(tune(policy, reward, **options))
             return 0
-        command += f" --seeds {given.seeds}"
-        records = run(policy, reward, seeds=seeds, batch=given.batch, command=command)
+        if given.action == "rates":
+            records = rates(policy, reward, **options)
+        else:
+            options["command"] += f" --seeds {given.seeds}"
+            records = run(policy, reward, seeds=seeds, **options)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(tables.markdown(tables.table(records)))
