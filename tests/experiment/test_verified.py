@@ -44,13 +44,43 @@ def test_rows_take_each_other_s_values_and_their_own_lam():
 
 def test_trials_and_comparison_have_no_prompt_in_common():
     dev, test = verified.prompts_of("dev"), verified.prompts_of("test")
-    for found, size in ((dev, (6, 2)), (test, (32, 16))):
+    for found, size in ((dev, (5, 3)), (test, (16, 8))):
         counts = [sum(p.category == x for p in found) for x in verified.CATEGORIES]
         assert tuple(counts) == size
     assert not {p.id for p in dev} & {p.id for p in test}
     load_reward("verifiable").check([*dev, *test])
     with pytest.raises(ValueError, match="split is 'train'; known: dev, test"):
         verified.prompts_of("train")
+
+
+def test_prompts_are_siblings_of_those_that_few_samples_pass(monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there are no records"):
+        verified.prompts_of("test", folder=tmp_path)
+    dev = [p.id for p in verified.half("dev")]
+    solved = {x: (0, 1, 4, 5)[i % 4] for i, x in enumerate(dev)}
+    rates = pd.DataFrame({"prompt": dev, "history": [{"solved": [solved[x]]} for x in dev]})
+    assert verified.counts(rates) == solved
+    monkeypatch.setattr(verified, "load", lambda path: rates)
+    found = [p.id for p in verified.prompts_of("test")]
+    assert len(set(found)) == 24 and all("-test-" in x for x in found)
+    assert {solved[x.replace("-test-", "-dev-")] for x in found} == {1, 4}
+    assert {p.id for p in verified.half("test")} == {x.replace("-dev-", "-test-") for x in dev}
+
+
+def test_what_the_policy_passes_by_itself():
+    rates = pd.DataFrame(
+        {
+            "prompt": ["p0", "p1", "p2"],
+            "samples": 32,
+            "history": [{"solved": [0]}, {"solved": [20]}, {"solved": [4]}],
+        }
+    )
+    table = passing.by_category(rates, PROMPTS)
+    assert list(table.index) == ["instructions", "arithmetic"]
+    own = ["prompts", "never", "few", "most"]
+    assert table.loc["instructions", own].tolist() == [2, 1, 0, 1]
+    assert table.loc["arithmetic", own].tolist() == [1, 0, 1, 0]
+    assert table.loc["instructions", "passing"].startswith("0.31 [")
 
 
 def test_other_prompts_are_named_after_their_source(tmp_path):
@@ -166,6 +196,8 @@ def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
     own = {"profile": "smoke", "folder": tmp_path, "progress": False}
     with pytest.raises(FileNotFoundError, match="there are no records"):
         verified.run(policy, reward, **own)
+    sampled = verified.rates(policy, reward, **own)
+    assert sampled["samples"].eq(4).all() and len(sampled) == 2
     chosen = verified.tune(policy, reward, **own)
     assert set(chosen) == set(verified.ROWS)
     records = verified.run(policy, reward, seeds=[0, 1], **own)
