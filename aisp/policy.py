@@ -20,6 +20,7 @@ from aisp.assets import EMBEDDED, is_embedded
 from aisp.checks import choice, flag, whole
 from aisp.loading import load_pretrained, resolve_device, resolve_dtype
 from aisp.prompts import Messages, as_messages
+from aisp.recipe import Recipe
 from aisp.remote import ElsewhereError, RemoteModel, elsewhere
 from aisp.remote import load as load_remote
 
@@ -41,6 +42,7 @@ class Policy:
             messages, which the model continues), or a function from messages to the prefix text.
         name: what it was loaded from.
         eos_ids: token ids that end a response; found from the model and tokenizer if not given.
+        recipe: how another process makes it anew; `load_policy` and `Recipe.make` set it.
     """
 
     model: PreTrainedModel
@@ -48,6 +50,7 @@ class Policy:
     template: Template = "chat"
     name: str = "custom"
     eos_ids: tuple[int, ...] = field(default=())
+    recipe: Recipe | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if not callable(self.template) and self.template not in ("chat", "continuation"):
@@ -265,10 +268,13 @@ def load_policy(
         return RemotePolicy(remote, tokenizer, _template(template, tokenizer), str(name))
     from transformers import AutoModelForCausalLM
 
-    device = resolve_device(device)
+    given_device, device = device, resolve_device(device)
     options = {"use_safetensors": True, **options, "dtype": resolve_dtype(dtype, device)}
     model, tokenizer = load_pretrained(AutoModelForCausalLM, name, device=device, **options)
-    return Policy(model, tokenizer, _template(template, tokenizer), str(name))
+    # Another process may have another device, and so another default.
+    recipe = Recipe("aisp.policy:load_policy", name=str(name), device=given_device, **options)
+    form = _template(template, tokenizer)
+    return Policy(model, tokenizer, form, str(name), recipe=recipe)
 
 
 def _template(given: Template | None, tokenizer: PreTrainedTokenizerBase) -> Template:
