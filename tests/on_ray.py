@@ -69,6 +69,12 @@ def slow(folder, seconds):
     return named(score)
 
 
+def in_a_worker():
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+
+
 class Cramped:
     """In the place of `align`, in the process of one worker: memory for two prompts."""
 
@@ -81,14 +87,14 @@ class Cramped:
         return self.align(prompts, *args, **more)
 
 
-def policy_in_a_cramped_process(folder):
-    """The policy; the first process that makes it has little memory from then on."""
-    import aisp.experiment.batches as batches
+def policy_where_memory_is_short(folder):
+    """The policy; the first worker that makes it has little memory from then on."""
+    from aisp.experiment import batches
 
-    try:
-        (Path(folder) / "cramped").touch(exist_ok=False)
-    except FileExistsError:
-        return policy()
-    if "ray" in Path(f"/proc/{os.getpid()}/cmdline").read_text():
+    if in_a_worker():
+        try:
+            (Path(folder) / "cramped").touch(exist_ok=False)
+        except FileExistsError:
+            return policy()
         batches.align = Cramped(batches.align)
     return policy()
