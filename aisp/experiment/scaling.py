@@ -201,7 +201,9 @@ def sentences(table: "pd.DataFrame") -> list[str]:
 
 def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = print) -> None:
     parser = argparse.ArgumentParser(prog="python -m aisp.experiment.scaling", description=__doc__)
-    parser.add_argument("--out", type=Path, default=records_path("workers", "cpu").with_suffix(".json"))
+    parser.add_argument(
+        "--out", type=Path, default=records_path("workers", "cpu").with_suffix(".json")
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=16)
     given = parser.parse_args(arguments)
