@@ -268,13 +268,11 @@ def load_policy(
         return RemotePolicy(remote, tokenizer, _template(template, tokenizer), str(name))
     from transformers import AutoModelForCausalLM
 
-    given_device, device = device, resolve_device(device)
-    options = {"use_safetensors": True, **options, "dtype": resolve_dtype(dtype, device)}
-    model, tokenizer = load_pretrained(AutoModelForCausalLM, name, device=device, **options)
-    # Another process may have another device, and so another default.
-    recipe = Recipe("aisp.policy:load_policy", name=str(name), device=given_device, **options)
-    form = _template(template, tokenizer)
-    return Policy(model, tokenizer, form, str(name), recipe=recipe)
+    place = resolve_device(device)  # another process may have another one, and so another default
+    options = {"use_safetensors": True, **options, "dtype": resolve_dtype(dtype, place)}
+    model, tokenizer = load_pretrained(AutoModelForCausalLM, name, device=place, **options)
+    recipe = Recipe("aisp.policy:load_policy", name=str(name), device=device, **options)
+    return Policy(model, tokenizer, _template(template, tokenizer), str(name), recipe=recipe)
 
 
 def _template(given: Template | None, tokenizer: PreTrainedTokenizerBase) -> Template:

@@ -66,7 +66,10 @@ def run(
     progress: bool = True,
     command: str | None = None,
     workers: int | None = None,
-    **cluster_options: Any,
+    address: str | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
+    shared_reward: float | None = None,
 ) -> "pd.DataFrame":
     """Run every method on every prompt and seed that the file does not hold yet.
 
@@ -75,58 +78,63 @@ def run(
         methods: label -> {"method": name, **its parameters}; the label names it in tables.
         prompts: with unique ids.
         policy: or a recipe of one.
-        reward: as `align` takes it. A function is told from others by its content, and where that
-            cannot be read, by a name that you give: `CallableReward(function, name="polite-2")`.
-        batch: prompts decoded together, at least 1; halved, within a method, where the GPU's memory
-            does not hold them, and where the run before was killed within a batch.
-            Each record has the number that it was decoded with: in float32 it changes no result,
-            in bfloat16 last bits and, through them, some texts.
+        reward: as `align` takes it, or a recipe. A function is told from others by its content, and
+            where that cannot be read, by a name: `CallableReward(function, name="polite-2")`.
+        batch: prompts decoded together at most; halved, within a method, where the GPU's memory does
+            not hold them, and where the run before was killed within a batch. Records say how many
+            it were: in bfloat16 last bits depend on it and, through them, some texts.
         progress: a bar over (label, prompt, seed).
         command: how to run this again, kept with the provenance.
-        workers: processes of Ray that compute, each with a policy and a reward of its own, made anew
-            from recipes; this process writes. None: this process computes.
-        **cluster_options: of `aisp.experiment.cluster.assembled`: address="auto" or "host:port" of
-            a running cluster (else $RAY_ADDRESS, else a Ray of our own on this machine), and
-            cpus_per_worker, gpus_per_worker, shared_reward.
+        workers: processes of Ray that compute; this one then writes. None: this one does it all.
+        address, cpus_per_worker, gpus_per_worker, shared_reward: see `cluster.assembled`.
 
     Returns:
-        `load(path)`. An interrupt writes and returns what there is; the interrupted prompts are
-        run again next time. (An interrupt before anything of a batch is scored, or with workers,
-        whose batches are then lost, is raised.)
-        Where the file was removed or replaced meanwhile, the records are in a new one beside it,
-        which is named on stderr and loaded here.
+        `load(path)`. An interrupt writes and returns what there is; the interrupted prompts are run
+        again next time. (It is raised before anything of a batch is scored, and with workers.) Where
+        the file was removed or replaced, the records are in a new one beside it, named on stderr.
 
     Raises:
-        ValueError: batch below 1; prompts that share an id; a reward, template or parameter that
-            records could not tell from others; records under one of these labels that have another
-            configuration, policy, template, dtype, reward or text of a prompt, or do not say which;
-            a file with a broken line before its last; with workers, what cannot travel to them, or
-            Ray missing.
+        ValueError: batch below 1; prompts that share an id; what records could not tell from others;
+            records of one of these labels that are of something else, or do not say of what; a file
+            with a broken line before its last; with workers, what cannot travel, or Ray missing.
         RuntimeError: another run is writing the file.
         OSError: the file cannot be written, and something is to be computed.
     """
     batch = whole("batch", batch, least=1, note=" (prompts decoded together)")
     plan = _plan(methods, prompts, policy, reward, seeds)
-    crew = _crew(plan, workers, cluster_options)
+    place = {"address": address, "cpus_per_worker": cpus_per_worker}
+    place |= {"gpus_per_worker": gpus_per_worker, "shared_reward": shared_reward}
+    crew = _crew(plan, workers, place)
     with opened(Path(path)) as file:
-        done = _done(file, plan)
-        file.unfinished = [note for note in file.unfinished if not _keys(note) <= done]
-        tasks = _tasks(plan, done)
-        total = sum(len(prompts) for _, prompts in tasks)
-        if total:
-            run_id, about = uuid.uuid4().hex[:12], _provenance(plan, batch, command)
-            file.note_run({run_id: about})
-            if crew is None:
-                found = _here(file, plan, tasks, batch)
-            else:
-                file.unfinished = [x for x in file.unfinished if x["label"] not in plan.methods]
-
-                def note(told: dict[str, Any]) -> None:
-                    file.note_run({run_id: about | told})
-
-                found = cluster.computed(crew, plan.made, tasks, batch, note)
-            _tell(_write(file, found, total, run_id, progress), total)
+        _fill(file, plan, crew, batch, progress, command)
     return load(file.path)
+
+
+def _fill(
+    file: RecordsFile,
+    plan: Plan,
+    crew: "cluster.Crew | None",
+    batch: int,
+    progress: bool,
+    command: str | None,
+) -> None:
+    """Compute and record what the file does not hold yet."""
+    done = _done(file, plan)
+    file.unfinished = [note for note in file.unfinished if not _keys(note) <= done]
+    tasks = _tasks(plan, done)
+    total = sum(len(prompts) for _, prompts in tasks)
+    if not total:
+        return
+    run_id, about = uuid.uuid4().hex[:12], _provenance(plan, batch, command)
+    file.note_run({run_id: about})
+    if crew is None:
+        found = _here(file, plan, tasks, batch)
+    else:  # whose workers may be killed without this process
+        file.unfinished = [x for x in file.unfinished if x["label"] not in plan.methods]
+        found = cluster.computed(
+            crew, plan.made, tasks, batch, lambda told: file.note_run({run_id: about | told})
+        )
+    _tell(_write(file, found, total, run_id, progress), total)
 
 
 def _plan(
