@@ -38,7 +38,7 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64)
 PAPER = 6 * 1000 // 8  # batches of 8 prompts: a setting of the paper, six methods on 1,000 prompts
 
 
-def batch_seconds(path: Path) -> "np.ndarray":
+def batch_seconds(path: Path) -> np.ndarray:
     """Seconds of each batch that a file of records was computed in, (batches,), in their order.
 
     An iteration's time is divided equally among the prompts of a batch, so records that follow one
@@ -50,7 +50,7 @@ def batch_seconds(path: Path) -> "np.ndarray":
     return np.array([sum(row["seconds"] for row in batch) for _, batch in batches])
 
 
-def makespan(seconds: Sequence[float], workers: int, *, start: float = 0.0) -> float:
+def makespan(seconds: Sequence[float] | np.ndarray, workers: int, *, start: float = 0.0) -> float:
     """When the last of these batches is done, each given to the worker that is free first.
 
     Args:
@@ -63,7 +63,7 @@ def makespan(seconds: Sequence[float], workers: int, *, start: float = 0.0) -> f
 
 
 def simulated(
-    seconds: "np.ndarray", counts: Sequence[int] = COUNTS, *, overhead: float = 0.0
+    seconds: np.ndarray, counts: Sequence[int] = COUNTS, *, overhead: float = 0.0
 ) -> "pd.DataFrame":
     """Time and speed-up of one set of batches on more and more workers.
 
@@ -89,7 +89,7 @@ def simulated(
 
 
 def of_the_papers_size(
-    seconds: "np.ndarray", batches: int = PAPER, repeats: int = 20, **options: Any
+    seconds: np.ndarray, batches: int = PAPER, repeats: int = 20, **options: Any
 ) -> "pd.DataFrame":
     """`simulated` for a larger table, whose batches are drawn from the stored ones; means of draws."""
     import pandas as pd
@@ -171,7 +171,10 @@ def measure(path: Path, *, seeds: int = 3, prompts: int = 16) -> "pd.DataFrame":
 
 
 def _store(path: Path, table: "pd.DataFrame", device: Any, prompts: int) -> None:
-    about = {"command": "python -m aisp.experiment.scaling", "date": date.today().isoformat()}
+    about: dict[str, Any] = {
+        "command": "python -m aisp.experiment.scaling",
+        "date": date.today().isoformat(),
+    }
     about |= provenance.git_state() | provenance.environment(device)
     about |= {"prompts": prompts, "table": json.loads(table.to_json(orient="records"))}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -167,6 +167,7 @@ def test_what_cannot_travel_is_refused_before_anything_starts(tmp_path):
     assert not (tmp_path / "e.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_with_another_policy_is_refused(small_ray, tmp_path):
     here = Recipe("on_ray:policy").make()
     with torch.no_grad():
