@@ -75,6 +75,12 @@ def in_a_worker():
     return ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
 
 
+def policy_that_only_the_driver_has():
+    if in_a_worker():
+        raise ValueError("there are no such weights here")
+    return policy()
+
+
 class Cramped:
     """In the place of `align`, in the process of one worker: memory for two prompts."""
 

@@ -176,6 +176,13 @@ def test_a_worker_with_another_policy_is_refused(small_ray, tmp_path):
         go(tmp_path / "e.jsonl", policy=here, workers=1)
 
 
+@pytest.mark.slow
+def test_a_recipe_that_fails_in_a_worker_ends_the_run_with_its_error(small_ray, tmp_path):
+    with pytest.raises(ValueError, match="there are no such weights here"):
+        go(tmp_path / "e.jsonl", policy=Recipe("on_ray:policy_that_only_the_driver_has"), workers=2)
+    same(go(tmp_path / "e.jsonl"), go(tmp_path / "serial.jsonl"))
+
+
 def test_a_cluster_that_is_too_small_is_refused(small_ray, tmp_path):
     with pytest.raises(ValueError, match=r"a worker needs 64 CPUs, and all of the cluster has 2"):
         go(tmp_path / "e.jsonl", workers=1, cpus_per_worker=64)
