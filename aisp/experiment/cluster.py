@@ -3,7 +3,7 @@
 `experiment.run(..., workers=8)` comes here. Each worker makes policy and reward anew from their recipes
 (`aisp.recipe`) and gets the next batch of prompts as soon as it is free; what it finds comes back to
 this process, which alone writes. A worker that is lost, because it or its machine was killed, is
-replaced, and its batch is tried again. Ray (https://docs.ray.io) is optional, and imported here only.
+replaced, and its batch is tried again. Ray (https://docs.ray.io) is optional, imported where it is used.
 """
 
 import contextlib
@@ -66,7 +66,14 @@ def assembled(
     """Check all that can be checked before anything starts.
 
     Args:
-        policy, reward, methods, and the rest: as in `experiment.run`.
+        policy, reward, methods: as in `experiment.run`.
+        address: "auto" or "host:port" of a running cluster; None is that of $RAY_ADDRESS, else a Ray
+            of our own on this machine, which ends with the run.
+        cpus_per_worker: and threads of torch. None is one in a cluster, and an equal share of the
+            cores in a Ray of our own.
+        gpus_per_worker: also a part of one. None is one where the cluster has any, else none.
+        shared_reward: GPUs of a reward in a process of its own that all workers ask; 0 is one on the
+            CPU. None: each worker has its own.
 
     Raises:
         ValueError: a number that is none; Ray is not installed; a policy, reward or parameter that
