@@ -164,7 +164,6 @@ class Policy:
             return torch.empty(0, size, device=self.head_device)
         prefix = self.prefix(prompt, len(tokens))
         ids = torch.tensor([[*prefix, *tokens[:-1]]], device=self.device)
-
         moved = nullcontext() if U is None else prelogits_changed(self.model, partial(_moved, U))
         with moved:
             return self.model(input_ids=ids, use_cache=False, logits_to_keep=len(tokens)).logits[0]
@@ -252,8 +251,7 @@ def load_policy(
         engine: "aisp", or "vllm", which must be installed (see `aisp.remote`) and runs the model in
             processes of its own: AISP and its variants and best-of-n, on one or many GPUs.
         **from_pretrained: further arguments of `from_pretrained`, such as revision or token; with
-            engine="vllm" those of `vllm.LLM`, such as gpu_memory_utilization=0.5,
-            tensor_parallel_size=2 or max_model_len=2048.
+            engine="vllm" those of `vllm.LLM`, such as gpu_memory_utilization=0.5 or max_model_len=2048.
             Weights are read from safetensors only unless use_safetensors=False is among them.
 
     Raises:
@@ -276,9 +274,8 @@ def load_policy(
 
 
 def _template(given: Template | None, tokenizer: PreTrainedTokenizerBase) -> Template:
-    if given is not None:
-        return given
-    return "chat" if tokenizer.chat_template else "continuation"
+    default = "chat" if tokenizer.chat_template else "continuation"
+    return default if given is None else given
 
 
 def _moved(U: Tensor, z: Tensor) -> Tensor:

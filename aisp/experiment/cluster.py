@@ -324,9 +324,8 @@ class _Driver:
 
 
 def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    own = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(own(0)) if own else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
