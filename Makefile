@@ -6,9 +6,10 @@ VENV_VLLM ?= .venv-vllm
 PROFILE ?= cpu
 LAB_FLAGS ?=
 PARAMS ?=
+WORKERS ?=
 
 # The shell reads it as "$$PARAMS", so that spaces and quotes in a file's name do no harm.
-export PARAMS
+export PARAMS WORKERS
 
 PY := $(VENV)/bin/python
 PAPERMILL := $(PY) -m papermill -k python3 --progress-bar --log-level WARNING --stderr-file -
@@ -56,11 +57,11 @@ run: setup ## compute the quickstart anew into outputs/ and print answers and ta
 	@echo "figure:            outputs/quickstart/$(if $(filter smoke,$(PROFILE)),smoke/)quickstart.png (and .pdf, .json)"
 
 # The file is read once before anything runs: what is wrong in it is said at once, and not by a kernel.
-experiment: params-given setup ## execute 06_main_results and print its table: PARAMS=notebooks/params/cpu.yaml
+experiment: params-given setup ## execute 06_main_results and print its table: PARAMS=notebooks/params/cpu.yaml (WORKERS=8: on Ray)
 	@mkdir -p outputs
 	@records=$$($(PY) -m aisp.experiment.main_results "$$PARAMS") || exit 1; \
 	file=$${PARAMS##*/}; executed="outputs/06_$${file%.*}.ipynb"; \
-	$(PAPERMILL) notebooks/06_main_results.ipynb "$$executed" -f "$$PARAMS" || exit 1; \
+	$(PAPERMILL) notebooks/06_main_results.ipynb "$$executed" -f "$$PARAMS" $${WORKERS:+-p workers "$$WORKERS"} || exit 1; \
 	echo; \
 	$(PY) -m aisp.experiment show "$$records" --format markdown; status=$$?; \
 	echo; \

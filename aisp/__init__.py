@@ -10,12 +10,14 @@ from aisp.alignment import Alignment
 from aisp.methods import align
 from aisp.policy import Policy, load_policy
 from aisp.prompts import load_prompts
+from aisp.recipe import Recipe
 from aisp.rewards import Reward, RewardError, load_reward
 
 __version__ = "0.2.0"
 __all__ = [
     "Alignment",
     "Policy",
+    "Recipe",
     "Reward",
     "RewardError",
     "align",

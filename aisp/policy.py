@@ -20,6 +20,7 @@ from aisp.assets import EMBEDDED, is_embedded
 from aisp.checks import choice, flag, whole
 from aisp.loading import load_pretrained, resolve_device, resolve_dtype
 from aisp.prompts import Messages, as_messages
+from aisp.recipe import Recipe
 from aisp.remote import ElsewhereError, RemoteModel, elsewhere
 from aisp.remote import load as load_remote
 
@@ -41,6 +42,7 @@ class Policy:
             messages, which the model continues), or a function from messages to the prefix text.
         name: what it was loaded from.
         eos_ids: token ids that end a response; found from the model and tokenizer if not given.
+        recipe: how another process makes it anew; `load_policy` and `Recipe.make` set it.
     """
 
     model: PreTrainedModel
@@ -48,6 +50,7 @@ class Policy:
     template: Template = "chat"
     name: str = "custom"
     eos_ids: tuple[int, ...] = field(default=())
+    recipe: Recipe | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if not callable(self.template) and self.template not in ("chat", "continuation"):
@@ -161,7 +164,6 @@ class Policy:
             return torch.empty(0, size, device=self.head_device)
         prefix = self.prefix(prompt, len(tokens))
         ids = torch.tensor([[*prefix, *tokens[:-1]]], device=self.device)
-
         moved = nullcontext() if U is None else prelogits_changed(self.model, partial(_moved, U))
         with moved:
             return self.model(input_ids=ids, use_cache=False, logits_to_keep=len(tokens)).logits[0]
@@ -249,8 +251,7 @@ def load_policy(
         engine: "aisp", or "vllm", which must be installed (see `aisp.remote`) and runs the model in
             processes of its own: AISP and its variants and best-of-n, on one or many GPUs.
         **from_pretrained: further arguments of `from_pretrained`, such as revision or token; with
-            engine="vllm" those of `vllm.LLM`, such as gpu_memory_utilization=0.5,
-            tensor_parallel_size=2 or max_model_len=2048.
+            engine="vllm" those of `vllm.LLM`, such as gpu_memory_utilization=0.5 or max_model_len=2048.
             Weights are read from safetensors only unless use_safetensors=False is among them.
 
     Raises:
@@ -265,16 +266,16 @@ def load_policy(
         return RemotePolicy(remote, tokenizer, _template(template, tokenizer), str(name))
     from transformers import AutoModelForCausalLM
 
-    device = resolve_device(device)
-    options = {"use_safetensors": True, **options, "dtype": resolve_dtype(dtype, device)}
-    model, tokenizer = load_pretrained(AutoModelForCausalLM, name, device=device, **options)
-    return Policy(model, tokenizer, _template(template, tokenizer), str(name))
+    place = resolve_device(device)  # another process may have another one, and so another default
+    options = {"use_safetensors": True, **options, "dtype": resolve_dtype(dtype, place)}
+    model, tokenizer = load_pretrained(AutoModelForCausalLM, name, device=place, **options)
+    recipe = Recipe("aisp.policy:load_policy", name=str(name), device=device, **options)
+    return Policy(model, tokenizer, _template(template, tokenizer), str(name), recipe=recipe)
 
 
 def _template(given: Template | None, tokenizer: PreTrainedTokenizerBase) -> Template:
-    if given is not None:
-        return given
-    return "chat" if tokenizer.chat_template else "continuation"
+    default = "chat" if tokenizer.chat_template else "continuation"
+    return default if given is None else given
 
 
 def _moved(U: Tensor, z: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import aisp.experiment.batches
 import aisp.experiment.records
 from aisp import experiment
 from aisp.alignment import Alignment
@@ -66,7 +67,7 @@ class Fake:
 
 
 def install(fake, setattr=setattr):
-    setattr(aisp.experiment.records, "align", fake)
+    setattr(aisp.experiment.batches, "align", fake)
     # This takes longer than a whole run of this method.
     setattr(aisp.experiment.records, "git_state", dict)
     return fake

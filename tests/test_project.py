@@ -188,8 +188,10 @@ def test_every_test_belongs_to_one_target():
 
 
 @needs_make
-@pytest.mark.parametrize("name", ["my file.yaml", "it's 2.yaml", "plain.yaml"])
-def test_make_experiment_takes_any_name_of_a_file(name, tmp_path):
+@pytest.mark.parametrize(
+    "name, workers", [("my file.yaml", ""), ("it's 2.yaml", ""), ("plain.yaml", "8")]
+)
+def test_make_experiment_takes_any_name_of_a_file_and_workers(name, workers, tmp_path):
     """With a Python that only notes what it was called with."""
     python, log, params = tmp_path / "venv/bin/python", tmp_path / "log", tmp_path / name
     python.parent.mkdir(parents=True)
@@ -201,13 +203,15 @@ def test_make_experiment_takes_any_name_of_a_file(name, tmp_path):
     python.chmod(0o755)
     (tmp_path / "venv/.stamp").touch()
     params.write_text("profile: smoke\n")
-    done = make("experiment", f"VENV={tmp_path / 'venv'}", f"PARAMS={params}")
+    done = make("experiment", f"VENV={tmp_path / 'venv'}", f"PARAMS={params}", f"WORKERS={workers}")
     assert done.returncode == 0, done.stderr
     calls = [ast.literal_eval(line) for line in log.read_text().splitlines()]
     assert ["-m", "aisp.experiment.main_results", str(params)] in calls
     (executed,) = (call for call in calls if "papermill" in call)
     assert executed[executed.index("-f") + 1] == str(params)
     assert f"outputs/06_{params.stem}.ipynb" in executed
+    given = executed[executed.index("-f") + 2 :]
+    assert given == (["-p", "workers", workers] if workers else [])
     assert calls[-1][:4] == ["-m", "aisp.experiment", "show", "the records.jsonl"]
     assert f"executed notebook: outputs/06_{params.stem}.ipynb" in done.stdout
 

@@ -2,7 +2,8 @@
 
 - `profiles`: what notebooks run at, and where their records lie;
 - `records`: `run`, which writes one record per (method, prompt, seed) and resumes; `batches`: how
-  many prompts it decodes at once;
+  many prompts it decodes at once; `cluster`: its workers on Ray, `workers` what lives in their
+  processes, `travel` what reaches them, `scaling` how much faster it gets;
 - `identity`: what tells records apart; `store`: their file, locked and never lost, and reading it;
 - `reuse`: starting a file with what other notebooks computed under the same settings;
 - `tables`: records to means with intervals, differences and printed tables;

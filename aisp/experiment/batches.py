@@ -1,13 +1,31 @@
-"""How many prompts are computed together: fewer where memory or time does not suffice."""
+"""Prompts to records, some at a time: fewer where memory or time does not suffice."""
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
+from aisp.experiment.store.contents import contents
+from aisp.methods import align
+from aisp.policy import Policy
 from aisp.prompts import Prompt
 from aisp.remote import EngineError
+
+
+class Task(NamedTuple):
+    """What prompts of one label and seed have in common.
+
+    Attributes:
+        parameters: of `align`: the method, and its configuration's values.
+        head: the first fields of each record: label, method, config, made_with, seed.
+    """
+
+    label: str
+    seed: int
+    parameters: dict[str, Any]
+    head: dict[str, Any]
 
 
 class BatchSize:
@@ -16,6 +34,7 @@ class BatchSize:
     Attributes:
         most: what was asked for.
         now: prompts in the next batch. Each batch that is computed doubles it, up to `most`.
+        limit: what the GPU's memory holds, as far as is known.
     """
 
     def __init__(self, most: int, killed: int | None = None) -> None:
@@ -23,7 +42,7 @@ class BatchSize:
         Args:
             killed: prompts in the batch in which the run before was killed; None where it was not.
         """
-        self.most = self.now = most
+        self.most = self.now = self.limit = most
         if killed is not None:
             self.now = max(1, min(most, killed // 2))
             print(
@@ -37,6 +56,22 @@ class BatchSize:
             self.now = min(self.most, 2 * self.now)
 
 
+def computed(
+    task: Task,
+    prompts: list[Prompt],
+    policy: Policy,
+    reward: Any,
+    size: BatchSize,
+    begin: Callable[[list[Prompt]], None] = lambda group: None,
+) -> Iterator[list[dict[str, Any]]]:
+    """The records of a task's prompts, batch by batch, as they are finished; see `attempts`."""
+    shared = {"policy": policy, "reward": reward, "seed": task.seed, "progress": False}
+    compute = partial(align, **shared, **task.parameters)
+    for group, outs in attempts(compute, prompts, size, begin):
+        head = task.head | {"batch": len(group)}
+        yield [head | contents(p, out) for p, out in zip(group, outs, strict=True)]
+
+
 def attempts(
     compute: Callable[[list[Prompt]], Any],
     prompts: list[Prompt],
@@ -45,8 +80,8 @@ def attempts(
 ) -> Iterator[tuple[list[Prompt], list[Any]]]:
     """Batches of prompts with their results; for a prompt that fails alone, the error's text.
 
-    Where the GPU's memory does not hold a batch, this and all later ones are half as large. Where a
-    batch fails otherwise, its prompts are tried one by one.
+    Where the GPU's memory does not hold a batch, this and all later ones of its label are half as
+    large. Where a batch fails otherwise, its prompts are tried one by one.
 
     Args:
         compute: from prompts to one Alignment each.
@@ -56,9 +91,8 @@ def attempts(
         EngineError: the processes of another engine have ended; what was computed is recorded.
     """
     alone = 0  # how many of the next prompts are tried one by one
-    limit = size.most  # what the GPU's memory holds
     while prompts:
-        group = prompts[: 1 if alone else min(size.now, limit)]
+        group = prompts[: 1 if alone else min(size.now, size.limit)]
         begin(group)
         outs: list[Any] | None
         try:
@@ -67,12 +101,12 @@ def attempts(
             raise
         except Exception as error:  # one failing prompt must not end an overnight run
             outs = [f"{type(error).__name__}: {error}"] if len(group) == 1 else None
-            out_of_memory = _out_of_memory(error)
-        if outs is None and out_of_memory:
+            exhausted = out_of_memory(error)
+        if outs is None and exhausted:
             torch.cuda.empty_cache()  # out here, where the error no longer holds tensors alive
-            limit = len(group) // 2
+            size.limit = len(group) // 2
             print(
-                f"out of GPU memory with {len(group)} prompts in a batch: going on with {limit}",
+                f"out of GPU memory with {len(group)} prompts in a batch: going on with {size.limit}",
                 file=sys.stderr,
             )
         elif outs is None:
@@ -83,7 +117,7 @@ def attempts(
             size.computed(len(group))
 
 
-def _out_of_memory(error: BaseException | None) -> bool:
+def out_of_memory(error: BaseException | None) -> bool:
     """Whether the GPU's memory was exhausted, also inside a reward, whose errors are wrapped."""
     while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = error.__cause__

@@ -29,6 +29,7 @@ from aisp.intervals import bootstrap, verdict
 from aisp.methods import configure
 from aisp.policy import Policy, Template
 from aisp.prompts import Messages, Prompt
+from aisp.recipe import Recipe, remembered
 from aisp.rewards.base import Reward
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _turns(user: str) -> Callable[[Messages], str]:
         return "\n\n".join([*(names[m["role"]] + m["content"] for m in messages), "Assistant:"])
 
     text.__name__ = user  # what records call it
-    return text
+    return remembered(text, Recipe(f"{__name__}:template", name=user))
 
 
 def plan(

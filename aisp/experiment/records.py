@@ -14,7 +14,8 @@ import hashlib
 import json
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,17 +24,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aisp.alignment import SearchConfig
 from aisp.checks import whole
 from aisp.display import printable
-from aisp.experiment import identity
-from aisp.experiment.batches import BatchSize, attempts
+from aisp.experiment import cluster, identity
+from aisp.experiment.batches import BatchSize, Task, computed
 from aisp.experiment.identity.weights import weight_files
-from aisp.experiment.store.contents import contents
 from aisp.experiment.store.reading import Key, load
 from aisp.experiment.store.storage import RecordsFile, opened
 from aisp.experiment.store.text import storable
-from aisp.methods import align, available, configure
+from aisp.methods import available, configure
 from aisp.policy import Policy
 from aisp.prompts import Prompt
 from aisp.provenance import environment, git_state
+from aisp.recipe import Recipe
 from aisp.rewards.base import Reward
 from aisp.rewards.load import load_reward
 
@@ -57,13 +58,18 @@ def run(
     path: str | Path,
     methods: dict[str, dict[str, Any]],
     prompts: Sequence[Prompt],
-    policy: Policy,
-    reward: Reward | Callable[[Any, str], float],
+    policy: Policy | Recipe,
+    reward: Reward | Callable[[Any, str], float] | Recipe,
     *,
     seeds: Sequence[int] = (0,),
     batch: int = 8,
     progress: bool = True,
     command: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
+    shared_reward: float | None = None,
 ) -> "pd.DataFrame":
     """Run every method on every prompt and seed that the file does not hold yet.
 
@@ -71,57 +77,76 @@ def run(
         path: the records, a .jsonl file; made where it does not exist.
         methods: label -> {"method": name, **its parameters}; the label names it in tables.
         prompts: with unique ids.
-        reward: as `align` takes it. A function is told from others by its content, and where that
-            cannot be read, by a name that you give: `CallableReward(function, name="polite-2")`.
-        batch: prompts decoded together, at least 1; halved, within a method and seed, where the
-            GPU's memory does not hold them, and where the run before was killed within a batch.
-            Each record has the number that it was decoded with: in float32 it changes no result,
-            in bfloat16 last bits and, through them, some texts.
+        policy: or a recipe of one.
+        reward: as `align` takes it, or a recipe. A function is told from others by its content, and
+            where that cannot be read, by a name: `CallableReward(function, name="polite-2")`.
+        batch: prompts decoded together at most; halved, within a method, where the GPU's memory does
+            not hold them, and where the run before was killed within a batch. Records say how many
+            it were: in bfloat16 last bits depend on it and, through them, some texts.
         progress: a bar over (label, prompt, seed).
         command: how to run this again, kept with the provenance.
+        workers: processes of Ray that compute; this one then writes. None: this one does it all.
+        address, cpus_per_worker, gpus_per_worker, shared_reward: see `cluster.assembled`.
 
     Returns:
-        `load(path)`. An interrupt writes and returns what there is; the interrupted prompts are
-        run again next time. (An interrupt before anything of a batch is scored is raised.)
-        Where the file was removed or replaced meanwhile, the records are in a new one beside it,
-        which is named on stderr and loaded here.
+        `load(path)`. An interrupt writes and returns what there is; the interrupted prompts are run
+        again next time. (It is raised before anything of a batch is scored, and with workers.) Where
+        the file was removed or replaced, the records are in a new one beside it, named on stderr.
 
     Raises:
-        ValueError: batch below 1; prompts that share an id, or that the reward cannot score; a reward, template or parameter that
-            records could not tell from others; records under one of these labels that have another
-            configuration, policy, template, dtype, reward, or text or checks of a prompt, or do not
-            say which;
-            a file with a broken line before its last.
+        ValueError: batch below 1; prompts that share an id, or that the reward cannot score; what
+            records could not tell from others; records of one of these labels that are of something
+            else, or do not say of what; a file with a broken line before its last; with workers,
+            what cannot travel, or Ray missing.
         RuntimeError: another run is writing the file.
         OSError: the file cannot be written, and something is to be computed.
     """
     batch = whole("batch", batch, least=1, note=" (prompts decoded together)")
     plan = _plan(methods, prompts, policy, reward, seeds)
+    place = {"address": address, "cpus_per_worker": cpus_per_worker}
+    place |= {"gpus_per_worker": gpus_per_worker, "shared_reward": shared_reward}
+    crew = _crew(plan, workers, place)
     with opened(Path(path)) as file:
-        done = _done(file, plan)
-        file.unfinished = [note for note in file.unfinished if not _keys(note) <= done]
-        todo = [
-            (label, seed, [p for p in prompts if (label, storable(p.id), seed) not in done])
-            for label in methods
-            for seed in plan.seeds
-        ]
-        total = sum(len(rest) for *_, rest in todo)
-        if total:
-            run_id = uuid.uuid4().hex[:12]
-            file.note_run({run_id: _provenance(plan, batch, command)})
-            failed = _compute(file, plan, todo, run_id, batch, progress)
-            _tell(failed, total)
+        _fill(file, plan, crew, batch, progress, command)
     return load(file.path)
+
+
+def _fill(
+    file: RecordsFile,
+    plan: Plan,
+    crew: "cluster.Crew | None",
+    batch: int,
+    progress: bool,
+    command: str | None,
+) -> None:
+    """Compute and record what the file does not hold yet."""
+    done = _done(file, plan)
+    file.unfinished = [note for note in file.unfinished if not _keys(note) <= done]
+    tasks = _tasks(plan, done)
+    total = sum(len(prompts) for _, prompts in tasks)
+    if not total:
+        return
+    run_id, about = uuid.uuid4().hex[:12], _provenance(plan, batch, command)
+    file.note_run({run_id: about})
+    if crew is None:
+        found = _here(file, plan, tasks, batch)
+    else:  # whose workers may be killed without this process
+        file.unfinished = [x for x in file.unfinished if x["label"] not in plan.methods]
+        found = cluster.computed(
+            crew, plan.made, tasks, batch, lambda told: file.note_run({run_id: about | told})
+        )
+    _tell(_write(file, found, total, run_id, progress), total)
 
 
 def _plan(
     methods: dict[str, dict[str, Any]],
     prompts: Sequence[Prompt],
-    policy: Policy,
+    policy: Policy | Recipe,
     reward: Any,
     seeds: Sequence[int],
 ) -> Plan:
     """What is asked for, or the error that says what is wrong with it."""
+    policy, reward = (x.make() if isinstance(x, Recipe) else x for x in (policy, reward))
     for prompt in prompts:
         if not isinstance(prompt, Prompt):
             raise TypeError(f"a prompt is {prompt!r}; pass `Prompt`s, as `aisp.load_prompts` gives")
@@ -143,6 +168,14 @@ def _plan(
     made = identity.made_with(policy, reward, configs)
     distinct = list(dict.fromkeys(whole("a seed", seed) for seed in seeds))
     return Plan(methods, configs, prompts, policy, reward, distinct, made)
+
+
+def _crew(plan: Plan, workers: int | None, options: dict[str, Any]) -> "cluster.Crew | None":
+    if workers is not None:
+        return cluster.assembled(workers, plan.policy, plan.reward, plan.methods, **options)
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(f"{given[0]} is {options[given[0]]!r}, and workers is None; give both")
+    return None
 
 
 def _done(file: RecordsFile, plan: Plan) -> set[Key]:
@@ -171,21 +204,20 @@ def _keys(note: dict[str, Any]) -> set[Key]:
     return {(note["label"], prompt, note["seed"]) for prompt in note["prompts"]}
 
 
-def _compute(
+def _write(
     file: RecordsFile,
-    plan: Plan,
-    todo: list[tuple[str, int, list[Prompt]]],
+    found: Generator[list[dict[str, Any]], None, None],
+    total: int,
     run_id: str,
-    batch: int,
     progress: bool,
 ) -> list[dict[str, Any]]:
-    """Compute and record all that is to do; the records of what failed."""
+    """Write records as they are found; those of what failed."""
     from tqdm import tqdm  # plain text also in notebooks, so that papermill shows it
 
     failed = []
-    total = sum(len(rest) for *_, rest in todo)
-    with tqdm(total=total, disable=not progress, unit="prompt", file=sys.stderr) as bar:
-        for records in _batches(file, plan, todo, batch):
+    shown = tqdm(total=total, disable=not progress, unit="prompt", file=sys.stderr)
+    with closing(found), shown as bar:
+        for records in found:
             file.append([{"run": run_id} | one for one in records])
             failed += [one for one in records if one["reward"] is None]
             bar.set_description(printable(records[-1]["label"]))
@@ -196,34 +228,34 @@ def _compute(
     return failed
 
 
-def _batches(
-    file: RecordsFile, plan: Plan, todo: list[tuple[str, int, list[Prompt]]], batch: int
-) -> Iterator[list[dict[str, Any]]]:
-    """The records of all that is to do, as they are finished."""
+def _tasks(plan: Plan, done: set[Key]) -> list[tuple[Task, list[Prompt]]]:
+    """What is to be computed: for each label and seed its prompts, alike in length side by side."""
+    order = sorted(plan.prompts, key=partial(_length, plan.policy))  # little padding
+    tasks = []
+    for label, parameters in plan.methods.items():
+        about = {"method": parameters["method"], "config": plan.configs[label].describe()}
+        for seed in plan.seeds:
+            head = {"label": label, **about, "made_with": plan.made[label], "seed": seed}
+            rest = [p for p in order if (label, storable(p.id), seed) not in done]
+            if rest:
+                tasks.append((Task(label, seed, parameters, head), rest))
+    return tasks
+
+
+def _here(
+    file: RecordsFile, plan: Plan, tasks: list[tuple[Task, list[Prompt]]], batch: int
+) -> Generator[list[dict[str, Any]], None, None]:
+    """The records of all tasks, computed in this process, as they are finished."""
     killed = {note["label"]: len(note["prompts"]) for note in file.unfinished}
-    sizes = {label: BatchSize(batch, killed.get(label)) for label, _, prompts in todo if prompts}
-    for label, seed, prompts in todo:
-        if not prompts:
-            continue
-        parameters, about = plan.methods[label], {"label": label, "seed": seed}
-        shared = {"policy": plan.policy, "reward": plan.reward, "seed": seed, "progress": False}
-        compute = partial(align, **shared, **parameters)
-        head = {
-            "label": label,
-            "method": parameters["method"],
-            "config": plan.configs[label].describe(),
-            "made_with": plan.made[label],
-            "seed": seed,
-        }
+    labels = dict.fromkeys(task.label for task, _ in tasks)
+    sizes = {label: BatchSize(batch, killed.get(label)) for label in labels}
+    for task, prompts in tasks:
+        about = {"label": task.label, "seed": task.seed}
 
         def begin(group, about=about):
             file.begin(about | {"prompts": [p.id for p in group]})
 
-        # Alike in length: little padding.
-        prompts = sorted(prompts, key=partial(_length, plan.policy))
-        for group, outs in attempts(compute, prompts, sizes[label], begin):
-            head["batch"] = len(group)
-            yield [head | contents(p, out) for p, out in zip(group, outs, strict=True)]
+        yield from computed(task, prompts, plan.policy, plan.reward, sizes[task.label], begin)
 
 
 def _length(policy: Policy, prompt: Prompt) -> float:

@@ -23,7 +23,7 @@ from aisp.figures.means import (
     reward_guided,
 )
 from aisp.figures.selection import selection
-from aisp.figures.speed import runtime, runtime_scaling, runtime_share
+from aisp.figures.speed import runtime, runtime_scaling, runtime_share, workers
 from aisp.figures.theory import (
     theory_alpha,
     theory_flow,
@@ -70,4 +70,5 @@ __all__ = [
     "theory_n_vs_kappa",
     "theory_noise_temperature",
     "theory_snis_bias",
+    "workers",
 ]

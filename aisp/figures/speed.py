@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aisp.figures.base import PAGE, labeled, looks
+from aisp.figures.base import COLUMN, PAGE, labeled, looks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,4 +126,26 @@ def runtime_scaling(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     axes[0].set(ylabel="tokens per second")
     axes[0].set_ylim(0)
     fig.supxlabel("circles: the same case, timed anew in each panel; gray: their range", fontsize=7)
+    return fig
+
+
+@labeled
+def workers(tables: dict[str, "pd.DataFrame"]) -> "Figure":
+    """Speed-up of experiments by the number of workers, with the ideal line.
+
+    Args:
+        tables: name of a set of batches -> table from `aisp.experiment.scaling.simulated`.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(COLUMN, 0.85 * COLUMN))
+    for marker, (name, table) in zip("osD^v", tables.items(), strict=False):
+        ax.plot(table["workers"], table["speedup"], marker=marker, ms=3.5, label=name)
+    counts = sorted({count for table in tables.values() for count in table["workers"]})
+    ax.plot(counts, counts, "--", color="0.5", lw=1, label="ideal")
+    ax.set(xlabel="workers", ylabel="times as fast as one worker", xscale="log", yscale="log")
+    ax.set_xticks(counts, counts)
+    ax.set_yticks(counts, counts)
+    ax.minorticks_off()
+    ax.legend(loc="upper left")
     return fig

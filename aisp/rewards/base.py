@@ -16,6 +16,7 @@ from torch import Tensor
 from aisp.checks import as_float, whole
 from aisp.display import printable
 from aisp.prompts import as_messages
+from aisp.recipe import Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ class Reward(ABC):
         True  # False: it reads whole responses only, such as a checker of answers
     )
     maximum: float | None = None  # the highest reward there is, such as 1 for "all checks hold"
+    recipe: Recipe | None = None  # how another process makes it anew; see `aisp.recipe`
 
     @abstractmethod
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:

@@ -10,6 +10,7 @@ from aisp.assets import EMBEDDED, is_embedded
 from aisp.loading import resolve_device, resolve_dtype
 from aisp.policy import Policy, load_policy
 from aisp.prompts import Messages
+from aisp.recipe import Recipe, remembered
 from aisp.rewards.base import CallableReward, Reward
 from aisp.rewards.head import EmbeddedReward
 from aisp.rewards.hub import load_reward_model
@@ -52,16 +53,31 @@ def load_reward(
     if callable(source):
         return CallableReward(source)
     if str(source) in ("verifiable", "verifiable-loose"):
-        return VerifiableReward(loose=str(source) == "verifiable-loose")
-    device = resolve_device(policy.device if policy and device is None else device)
+        checker = VerifiableReward(loose=str(source) == "verifiable-loose")
+        return remembered(checker, Recipe("aisp.rewards.load:load_reward", source=str(source)))
+    options: dict[str, Any] = {"dtype": dtype, "format": format, **from_pretrained}
+    here = resolve_device(policy.device if policy and device is None else device)
+    reward: Reward
     if is_embedded(source):
-        if policy is not None and policy.engine != "aisp":
-            dtype = dtype or policy.dtype
-            policy = None
-        if policy is None or not policy.is_embedded or policy.device != device:
-            policy = load_policy(EMBEDDED, device=device, dtype=dtype)
-        return EmbeddedReward.load(policy)
-    if str(source) == EmbeddedJudge.name:
-        return EmbeddedJudge.load(device)
-    dtype = resolve_dtype(dtype, device)
-    return load_reward_model(source, device=device, dtype=dtype, format=format, **from_pretrained)
+        reward = EmbeddedReward.load(_embedded_policy(policy, here, dtype))
+        options["policy"] = reward.policy
+    elif str(source) == EmbeddedJudge.name:
+        reward = EmbeddedJudge.load(here)
+    else:
+        options["dtype"] = resolve_dtype(dtype, here)
+        reward = load_reward_model(source, device=here, **options)
+    # Another process may have another device, and so another default.
+    recipe = Recipe("aisp.rewards.load:load_reward", source=str(source), device=device, **options)
+    return remembered(reward, recipe)
+
+
+def _embedded_policy(
+    policy: Policy | None, device: torch.device, dtype: str | torch.dtype | None
+) -> Policy:
+    """The embedded model: the policy's own, if it is one that is here, else loaded."""
+    if policy is not None and policy.engine != "aisp":
+        dtype = dtype or policy.dtype
+        policy = None
+    if policy is None or not policy.is_embedded or policy.device != device:
+        policy = load_policy(EMBEDDED, device=device, dtype=dtype)
+    return policy

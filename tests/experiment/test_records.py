@@ -381,7 +381,7 @@ def test_results_of_a_real_method_do_not_depend_on_the_halving(tiny, tmp_path, m
         return aisp.align(prompts, *args, **more)
 
     expected = go(tmp_path / "e.jsonl", tiny())
-    monkeypatch.setattr("aisp.experiment.records.align", cramped)
+    monkeypatch.setattr("aisp.experiment.batches.align", cramped)
     records = go(tmp_path / "cramped.jsonl", tiny())
     columns = ["label", "prompt", "response", "reward"]
     pd.testing.assert_frame_equal(*(in_order(t)[columns] for t in (records, expected)))

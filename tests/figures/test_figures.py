@@ -217,6 +217,13 @@ def test_timings_of_the_same_case_are_marked_with_their_range():
         assert ax.patches[0].get_height() == 2 and ax.patches[0].get_y() == 10
 
 
+def test_speed_up_by_workers_is_drawn_beside_the_ideal():
+    table = pd.DataFrame({"workers": [1, 2, 4], "speedup": [1.0, 1.9, 3.0]})
+    (ax,) = figures.workers({"stored": table}).axes
+    drawn, ideal = (line.get_xydata().tolist() for line in ax.lines)
+    assert drawn == [[1, 1], [2, 1.9], [4, 3]] and ideal == [[1, 1], [2, 2], [4, 4]]
+
+
 def test_more_labels_than_colors_and_runs_of_unequal_length_are_all_drawn():
     many = pd.concat([records().assign(label=f"m{i}") for i in range(12)], ignore_index=True)
     assert len(figures.reward_curves(many).axes[0].lines) == 12

@@ -10,7 +10,15 @@ from aisp.experiment.identity.made_with import (
     made_with,
     prompt_difference,
     refusal,
+    told_of_reward,
     unknown_maker,
 )
 
-__all__ = ["differences", "made_with", "prompt_difference", "refusal", "unknown_maker"]
+__all__ = [
+    "differences",
+    "made_with",
+    "prompt_difference",
+    "refusal",
+    "told_of_reward",
+    "unknown_maker",
+]

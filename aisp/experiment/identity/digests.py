@@ -196,7 +196,7 @@ class _Walk:
                     if isinstance(part, types.FunctionType | int | float | str | tuple):
                         self.as_far_as_told(name, part)
         for name, part in sorted(vars(value).items()):
-            if not name.startswith("_") and name not in ("name", "files", *SPEED):
+            if not name.startswith("_") and name not in ("name", "files", "recipe", *SPEED):
                 self.as_far_as_told(name, part)
 
     def as_far_as_told(self, name: str, part: Any) -> None:
@@ -223,7 +223,8 @@ class _Walk:
                 self.visit(held, f"{name!r}, from around the function {what},")
         self.visit(value.__defaults__, f"a default of the function {what}")
         self.visit(value.__kwdefaults__, f"a default of the function {what}")
-        self.visit(vars(value), f"an attribute of the function {what}")
+        own = {k: v for k, v in vars(value).items() if k != "recipe"}
+        self.visit(own, f"an attribute of the function {what}")
         if is_installed(value.__module__):
             self.add(value.__module__, value.__qualname__)
             return

@@ -43,7 +43,7 @@ def made_with(
     """What the records of each label have in common besides their configuration's plain values.
 
     Args:
-        reward: a Reward or a function.
+        reward: a Reward or a function; None leaves out what is said of it.
         configs: label -> configuration.
 
     Returns:
@@ -62,7 +62,7 @@ def made_with(
         "dtype": str(policy.dtype).removeprefix("torch."),
         **({} if policy.engine == "aisp" else {"engine": policy.engine}),
         **_template(policy, digests),
-        **_reward(reward, digests),
+        **({} if reward is None else told_of_reward(reward, digests)),
     }
     return {label: common | _parts(label, config, digests) for label, config in configs.items()}
 
@@ -87,7 +87,9 @@ def _template(policy: Policy, digests: Digests) -> dict[str, Any]:
         ) from error
 
 
-def _reward(reward: Any, digests: Digests) -> dict[str, Any]:
+def told_of_reward(reward: Any, digests: Digests | None = None) -> dict[str, Any]:
+    """What `made_with` says of a reward."""
+    digests = digests or Digests()
     if not isinstance(reward, Reward):
         reward = CallableReward(reward)
     if isinstance(reward, CallableReward) and reward.named:
