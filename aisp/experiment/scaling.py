@@ -26,7 +26,6 @@ from aisp import provenance
 from aisp.checks import whole
 from aisp.experiment import records as experiment
 from aisp.experiment.profiles import records_path
-from aisp.experiment.store.reading import load
 from aisp.policy import load_policy
 from aisp.prompts import load_prompts
 from aisp.rewards.load import load_reward
@@ -35,17 +34,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
+FILES = ("main_results_shp.jsonl", "main_results_hh.jsonl", "main_results.jsonl")
 PAPER = 6 * 1000 // 8  # batches of 8 prompts: a setting of the paper, six methods on 1,000 prompts
 
 
-def batch_seconds(path: Path) -> np.ndarray:
-    """Seconds of each batch that a file of records was computed in, (batches,), in their order.
+def batch_seconds(records: "pd.DataFrame") -> np.ndarray:
+    """Seconds of each batch that a file's records were computed in, (batches,), in their order.
 
     An iteration's time is divided equally among the prompts of a batch, so records that follow one
     another with the same number there are of one batch. Records that failed are left out.
     """
-    found = load(path)
-    rows = found[found["error"].isna()].to_dict("records")
+    rows = records[records["error"].isna()].to_dict("records")
     batches = groupby(rows, lambda x: (x["label"], x["seed"], x["run"], x["history"]["seconds"][0]))
     return np.array([sum(row["seconds"] for row in batch) for _, batch in batches])
 
@@ -97,6 +96,15 @@ def of_the_papers_size(
     rng = np.random.default_rng(0)
     draws = [simulated(rng.choice(seconds, batches), **options) for _ in range(repeats)]
     return pd.concat(draws).groupby("workers", as_index=False).mean()
+
+
+def simulations(*records: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
+    """What notebook 08 simulates from the records of the main tables: name -> table."""
+    seconds = np.concatenate([batch_seconds(of) for of in records])
+    return {
+        "the three stored tables together": simulated(seconds),
+        "one of the paper's size": of_the_papers_size(seconds),
+    }
 
 
 def bounds(table: "pd.DataFrame", name: str) -> str:

@@ -17,6 +17,7 @@ from aisp.experiment import (
     main_results,
     passing,
     prefix_share,
+    scaling,
     summary,
     verified,
 )
@@ -104,6 +105,11 @@ def _prefix_share(table: "pd.DataFrame") -> "Figure":
     return figures.prefix_share(prefix_share.explained(table), table["prompt"].nunique())
 
 
+def _workers(*records: "pd.DataFrame") -> "Figure":
+    """Of notebook 08: how an experiment scales, simulated from the main tables."""
+    return figures.workers(scaling.simulations(*records))
+
+
 def _questions(
     records: "pd.DataFrame", names: Sequence[str]
 ) -> tuple["pd.DataFrame", dict[str, ablations.Question]]:
@@ -159,6 +165,7 @@ def _recipes() -> dict[str, Recipe]:
     recipes["runtime"] = Recipe("08_runtime", ("runtime.json",), figures.runtime)
     recipes["runtime_share"] = Recipe("08_runtime", ("runtime.json",), figures.runtime_share)
     recipes["runtime_scaling"] = Recipe("08_runtime", ("runtime.json",), figures.runtime_scaling)
+    recipes["workers"] = Recipe("08_runtime", scaling.FILES, _workers)
     return recipes
 
 

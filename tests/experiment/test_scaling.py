@@ -8,16 +8,17 @@ import pytest
 from fake_runs import PROMPTS, run_fake
 
 from aisp.experiment import scaling
+from aisp.experiment.store.reading import load
 
 CPU = Path(__file__).parent.parent.parent / "data" / "results" / "cpu"
 
 
 def test_batches_of_stored_records_are_found_again():
     """By their times, also where the records do not name their batch: 9 labels, 32 prompts, 8 each."""
-    seconds = scaling.batch_seconds(CPU / "main_results_shp.jsonl")
+    seconds = scaling.batch_seconds(load(CPU / "main_results_shp.jsonl"))
     assert len(seconds) == 36
     named = pd.read_json(CPU / "beyond_builtin_128.jsonl", lines=True)
-    found = scaling.batch_seconds(CPU / "beyond_builtin_128.jsonl")
+    found = scaling.batch_seconds(load(CPU / "beyond_builtin_128.jsonl"))
     assert len(found) == len(named) / 8 and np.isclose(found.sum(), named["seconds"].sum())
 
 
@@ -25,7 +26,7 @@ def test_records_that_failed_are_of_no_batch(fake, tmp_path):
     fake.guilty = {PROMPTS[0].id}
     records = run_fake(tmp_path / "e.jsonl", PROMPTS[:3], {"A": {"method": "aisp"}})
     assert records["error"].notna().sum() == 1
-    assert len(scaling.batch_seconds(tmp_path / "e.jsonl")) == 2
+    assert len(scaling.batch_seconds(load(tmp_path / "e.jsonl"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_speed_up_is_bounded_by_workers_and_by_the_longest_batch():
 
 
 def test_a_larger_table_of_the_same_batches_scales_further():
-    seconds = scaling.batch_seconds(CPU / "main_results_shp.jsonl")
+    seconds = scaling.batch_seconds(load(CPU / "main_results_shp.jsonl"))
     few = scaling.simulated(seconds).iloc[-1]
     many = scaling.of_the_papers_size(seconds, repeats=3).iloc[-1]
     assert many["batches"] == 750 and many["efficiency"] > 2 * few["efficiency"]
