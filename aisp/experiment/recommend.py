@@ -149,7 +149,10 @@ def outcome(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
 
 
 def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
-    """The table's answer at the main budget in two sentences, one by the reward, one by the judge."""
+    """The table's answer at the main budget in two sentences, one by the reward, one by the judge.
+
+    For each larger budget a third one follows.
+    """
     records = found["builtin", 128]
     by_reward, by_judge = (standing(records, m, list(CONTENDERS)) for m in ("reward", "judged"))
     if by_reward.first == BEST or by_reward.lead.verdict != "higher":
@@ -158,11 +161,26 @@ def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
         others = f" (or {' or '.join(by_reward.level)}, not told from it)" * bool(by_reward.level)
         said = f"**If the reward is what you want**, run {by_reward.first}{others}."
     if BEST in (by_judge.first, *by_judge.level):
-        return said + (
+        said += (
             " **If it only stands in for what you want**, best-of-n at a tuned temperature will do: "
             "by a judge that was not optimized, no row is above it."
         )
-    return f"{said} **By a judge that was not optimized**, {by_judge.first} stands above best-of-n."
+    else:
+        said += f" **By a judge that was not optimized**, {by_judge.first} stands above best-of-n."
+    larger = sorted(samples for which, samples in found if which == "builtin" and samples > 128)
+    return " ".join([said, *(_at(samples, found["builtin", samples]) for samples in larger)])
+
+
+def _at(samples: int, records: "pd.DataFrame") -> str:
+    """What stands highest at a larger budget, by the reward and by the judge."""
+    seeds = records["seed"].nunique()
+    parts = []
+    for measure, name in {"reward": "by the reward", "judged": "by the judge"}.items():
+        top = standing(records, measure, list(CONTENDERS))
+        above = top.first != BEST and top.lead.verdict == "higher"
+        parts.append(f"{name} {f'{top.first} ({top.lead.signed})' if above else 'no row'}")
+    counted = f"{seeds} seed{'s' * (seeds > 1)}"
+    return f"At {samples} samples ({counted}), above best-of-n: {', '.join(parts)}."
 
 
 class Further(NamedTuple):

@@ -116,3 +116,12 @@ def test_a_program_s_checks_have_a_column_of_their_own():
 
 def test_no_records_of_checks_make_no_column(tmp_path):
     assert recommend.checked(tmp_path) is None
+
+
+def test_the_advice_goes_on_with_larger_budgets():
+    main = measured({x: (0, 0) for x in FIRST})
+    larger = measured({BEST: (0, 0), STEERED: (1, 0)}, seeds=1)
+    said = recommend.advice({("builtin", 128): main, ("builtin", 512): larger})
+    lead = declared.nested(larger, STEERED, BEST).contrast.signed
+    end = f"At 512 samples (1 seed), above best-of-n: by the reward {STEERED} ({lead})"
+    assert said.endswith(f"{end}, by the judge no row.")
