@@ -55,6 +55,9 @@ def measured(records: "pd.DataFrame", prompts: Sequence[Prompt]) -> "pd.DataFram
         loose=(read == 1).double().numpy(),
         soon=[soon(h) for h in found["history"]],
         correct=[sum(h["solved"]) for h in found["history"]],
+        passing=[
+            sum(h["solved"]) / n for h, n in zip(found["history"], found["samples"], strict=True)
+        ],
         category=[by_id[x].category for x in found["prompt"]],
     )
 
@@ -110,9 +113,8 @@ def accuracy(measured: "pd.DataFrame") -> "pd.DataFrame":
     """One row per label and category, and for all together: what passes.
 
     Returns:
-        Index: label, category ("all" for both). Columns: prompts; `one sample`, the mean share of
-        samples that pass strictly; MEASURES, each a mean over prompts and seeds with its 95%
-        bootstrap interval over prompts, as text.
+        Index: label, category ("all" for both). Columns: prompts, and MEASURES, each a mean over
+        prompts and seeds with its 95% bootstrap interval over prompts, as text.
     """
     import pandas as pd
 
@@ -121,10 +123,7 @@ def accuracy(measured: "pd.DataFrame") -> "pd.DataFrame":
     parts = [(x, of) for x, of in both.groupby("label", sort=False)]
     each = [(x, c, own) for x, of in parts for c, own in of.groupby("category", sort=False)]
     for label, category, of in each:
-        row = {
-            "prompts": of["prompt"].nunique(),
-            "one sample": round((of["correct"] / of["samples"]).mean(), 3),
-        }
+        row: dict[str, Any] = {"prompts": of["prompt"].nunique()}
         for name in MEASURES:
             means = of.groupby("prompt")[name].mean()
             low, high = bootstrap(means)

@@ -20,12 +20,14 @@ Written down before any prompt of the test half was decoded:
   scores take. Their own dial is lam: this reward's spread is far below the 1 for which the
   published lam was chosen.
 - Budget: 128 samples (16 x 8) of at most 64 tokens; seeds 0, 1, 2, each computed as a whole.
-- Measures, by prompt and seed: `strict`, whether the best response passes all checks; `loose`, the
-  same by IFEval's loose reading; `soon`, the share of the iterations after which a response was at
-  hand that passes all checks strictly. `soon` does not saturate where every method finds one in the end.
+- Measures, by prompt and seed: `soon`, the share of the iterations after which a response was at hand
+  that passes all checks strictly; `strict`, whether the best response does in the end; `loose`, the
+  same by IFEval's loose reading; `passing`, the share of all samples of the run that pass strictly
+  (added after the trials, and before any record of a test prompt was looked at: what adaptation makes
+  of the samples shows here also where the first iteration has found one).
 - Primary contrast, one: `PRIMARY` by `soon`, on all prompts of the comparison. Its 95% interval
   (bootstrap over prompts, then seeds within a prompt) above 0 confirms it, and so on as in notebook 11.
-- Secondary contrasts: `SECONDARY` by `soon`, `strict` and `loose`, and the primary pair by the two;
+- Secondary contrasts: `SECONDARY` by all four, and the primary pair by the other three;
   p-values adjusted by Holm together.
 
     python -m aisp.experiment.verified rates
@@ -82,7 +84,7 @@ SECONDARY = (
     (SCORES, AISP),
     (AISP, NOISE),
 )
-MEASURES = ("soon", "strict", "loose")
+MEASURES = ("soon", "strict", "loose", "passing")
 CATEGORIES = ("instructions", "arithmetic")
 SIZES = {"dev": (5, 3), "test": (16, 8)}  # prompts of each category
 SAMPLES, FEW = 32, (1, 4)  # samples of each dev prompt, and of how many of them are to pass

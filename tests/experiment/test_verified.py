@@ -147,7 +147,8 @@ def test_what_passes_and_how_soon(measured):
         for category in ("all", "instructions", "arithmetic")
     ]
     assert table.loc[(POLICY, "all"), "strict"].startswith("0.67 [")
-    assert table.loc[(POLICY, "instructions"), "one sample"] == pytest.approx(1 / 32, abs=1e-3)
+    assert table.loc[(POLICY, "instructions"), "passing"].startswith("0.03 [")
+    assert own.loc[(AISP, "p0"), "passing"] == 11 / 16
     assert table.loc[(AISP, "arithmetic"), "soon"] == "1.00 [1.00, 1.00]"
 
 
@@ -188,7 +189,7 @@ def test_the_secondary_contrasts_are_by_all_measures(measured):
     renamed = measured.assign(label=measured["label"].map({POLICY: NOISE, AISP: AISP}))
     table = passing.contrasts(renamed)
     assert list(table.index) == [f"{AISP} minus {NOISE}, by {x}" for x in verified.MEASURES]
-    assert table["difference"].tolist() == pytest.approx([1 / 6, 1 / 3, 1 / 3])
+    assert table["difference"].tolist() == pytest.approx([1 / 6, 1 / 3, 1 / 3, 13 / 48])
 
 
 def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
@@ -208,7 +209,7 @@ def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
     verified.run(policy, reward, seeds=[0, 1], **own)
     assert path.read_bytes() == before
     found = passing.measured(records, verified.prompts_of("test", "smoke"))
-    assert found[list(verified.MEASURES)].isin([0, 0.5, 1]).all().all()
+    assert found[list(verified.MEASURES)].isin([i / 8 for i in range(9)]).all().all()
 
 
 def test_a_bad_command_says_what_is_wrong(capsys):
