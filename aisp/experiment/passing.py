@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 from aisp import metrics
 from aisp.experiment import declared, tables
-from aisp.experiment.verified import FEW, MEASURES, POLICY, PRIMARY, ROWS, SECONDARY, counts, soon
+from aisp.experiment.verified import (
+    FEW,
+    LABELS,
+    MEASURES,
+    POLICY,
+    PRIMARY,
+    ROWS,
+    SECONDARY,
+    counts,
+    soon,
+)
 from aisp.intervals import bootstrap
 from aisp.prompts import Prompt
 from aisp.rewards.load import load_reward
@@ -47,6 +57,7 @@ def measured(records: "pd.DataFrame", prompts: Sequence[Prompt]) -> "pd.DataFram
         `correct`: how many of a run's samples pass all checks, of `samples`.
     """
     found = tables.finished(records)
+    found = found.sort_values("label", key=lambda of: of.map(LABELS.index), kind="stable")
     by_id = {p.id: p for p in prompts}
     loose = load_reward("verifiable-loose")
     read = loose.score([by_id[x] for x in found["prompt"]], list(found["response"]))

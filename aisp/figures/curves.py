@@ -129,10 +129,13 @@ def cost_curves(records: "pd.DataFrame") -> "Figure":
 def solved_curves(
     records: "pd.DataFrame", passes: "pd.DataFrame", *, draws: int = 2000
 ) -> "Figure":
-    """Share of runs that have found a response of reward 1, against samples used; beside it pass@k.
+    """Search under a reward of at most 1: runs that are solved, samples that pass, and pass@k.
+
+    Left: the share of runs that have found a response of reward 1, against the samples used. Middle:
+    the share of an iteration's samples that have reward 1. Right: pass@k.
 
     Args:
-        records: from `aisp.experiment.load`, of a reward that is 1 at most.
+        records: from `aisp.experiment.load`, whose histories have `solved`.
         passes: from `aisp.experiment.passing.pass_at_k`; a line for each category.
     """
     import matplotlib.pyplot as plt
@@ -140,19 +143,26 @@ def solved_curves(
     records = finished(records)
     best = [[float(x == 1) for x in h["reward_best"]] for h in records["history"]]
     shares = records.assign(history=[{"reward_best": x} for x in best])
-    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 0.44 * PAGE))
-    _curves(left, shares, looks(records["label"]), draws)
-    title = f"{records['prompt'].nunique()} prompts, 95% bootstrap bands"
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(PAGE, 0.42 * PAGE))
+    labels = looks(records["label"])
+    _curves(left, shares, labels, draws)
     left.set(xlabel="samples used per prompt", ylabel="share of runs that are solved")
-    left.set_title(title, loc="left")
-    for category, look in looks(passes["category"]).items():
+    for label, look in labels.items():
+        of = records[records["label"] == label]
+        passing = _stacked(of, "solved").mean(0) / of["config"].iloc[0]["n"]
+        middle.plot(1 + np.arange(len(passing)), passing, markersize=3.5, **look.signs)
+    middle.set(xlabel="iteration", ylabel="share of its samples that pass", ylim=(0, 1.02))
+    for category, (marker, shade) in zip(
+        passes["category"].unique(), (("o", "0.0"), ("s", "0.4"), ("D", "0.6")), strict=False
+    ):
         of = passes[passes["category"] == category].groupby("k")["pass"].mean()
-        right.plot(of.index, of, markersize=3.5, label=category, **look.signs)
+        right.plot(of.index, of, marker=marker, color=shade, markersize=3.5, label=category)
     right.set_xscale("log", base=2)
     right.set(xlabel="samples k of the policy itself", ylabel="pass@k", ylim=(0, 1.02))
     right.legend(loc="lower right")
+    title = f"{records['prompt'].nunique()} prompts; left: 95% bootstrap bands"
     handles = left.get_legend_handles_labels()
-    fig.legend(*handles, loc="outside lower center", ncols=3, handlelength=3)
+    fig.legend(*handles, loc="outside lower center", ncols=3, handlelength=3, title=title)
     return fig
 
 
