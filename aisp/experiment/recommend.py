@@ -109,7 +109,7 @@ def answer(
         checked: records under a program's checks, with their measures: a column of their own, where
             the budget is theirs.
     """
-    last = " a program checks: soonest, of prompts, seeds |" if checked is not None else ""
+    last = " soonest where a program checks (prompts, seeds) |" if checked is not None else ""
     lines = [
         f"| samples | prompts, seeds | highest by the reward | highest by the judge |{last}",
         "|---|---|---|---|" + "---|" * bool(last),
