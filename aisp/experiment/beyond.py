@@ -175,14 +175,14 @@ def run(
 ) -> "pd.DataFrame":
     """Compute the records of a set and budget that are missing, seed by seed, each group's in a file.
 
-    Returns:
-        All records of the files that have these rows.
-
     Args:
         which: one of SETS.
         samples: one of BUDGETS.
         labels: of CONTENDERS.
         **options: of `experiment.run`.
+
+    Returns:
+        All records of the files that have these rows.
 
     Raises:
         ValueError: an unknown set, budget or row; trials that are not complete.

@@ -5,7 +5,7 @@ batch to the worker that is free first, as `aisp.experiment.cluster` does.
 
     python -m aisp.experiment.scaling
 
-measures 1 and 2 workers on an idle machine, in minutes, and writes data/results/cpu/workers.json.
+measures 1 and 2 workers on an idle machine (over ten minutes on 2 cores), and writes data/results/cpu/workers.json.
 """
 
 import argparse
