@@ -203,28 +203,42 @@ def run(
     return pd.concat(found.values(), ignore_index=True)
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a command that computes records is told of seeds and the machine; see `opened`."""
+    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
+    parser.add_argument("--batch", type=int, default=8, help="prompts decoded together")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of torch; None leaves it")
+
+
+def opened(given: argparse.Namespace) -> tuple[list[int], Policy]:
+    """The seeds and the embedded policy, as `add_options` was answered.
+
+    Raises:
+        ValueError: what is no list of seeds or no number of threads.
+    """
+    seeds = seed_list(given.seeds)
+    if given.threads is not None:
+        torch.set_num_threads(whole("threads", given.threads, least=1))
+    return seeds, load_policy("embedded", device=given.device, dtype=given.dtype)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute the records of notebook 11."""
     parser = argparse.ArgumentParser("python -m aisp.experiment.beyond", description=main.__doc__)
     parser.add_argument("action", choices=["tune", "run"])
     parser.add_argument("--set", default="builtin", choices=list(SETS))
     parser.add_argument("--budget", type=int, default=128, choices=list(BUDGETS))
-    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
     parser.add_argument("--groups", default="first", help=f"of {', '.join(GROUPS)}; first,second")
     parser.add_argument("--rows", help="labels in place of groups, separated by semicolons")
-    parser.add_argument("--batch", type=int, default=8, help="prompts decoded together")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="of torch; None leaves it")
+    add_options(parser)
     given = parser.parse_args(argv)
     try:
-        seeds = seed_list(given.seeds)
+        seeds, policy = opened(given)
         labels = (
             [x.strip() for x in given.rows.split(";")] if given.rows else of_groups(given.groups)
         )
-        if given.threads is not None:
-            torch.set_num_threads(whole("threads", given.threads, least=1))
-        policy = load_policy("embedded", device=given.device, dtype=given.dtype)
         reward = load_reward("embedded", policy=policy)
         command = f"python -m aisp.experiment.beyond {given.action}"
         command += f" --rows '{given.rows}'" if given.rows else f" --groups {given.groups}"

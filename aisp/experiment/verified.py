@@ -1,6 +1,8 @@
 """Notebook 12: rewards that a program checks, where no judge is needed. The protocol.
 
-Written down before any prompt of the test half was decoded:
+First written down before any prompt of the test half was decoded, and changed twice, as said below,
+before any record of the comparison was looked at. (Of two test prompts that are not in it, checks of
+the notebook at toy size had decoded a few samples.)
 
 - Question: where the reward is a program's verdict, which method finds a response that passes in the
   fewest samples? And does what it finds do more than pass?
@@ -10,7 +12,7 @@ Written down before any prompt of the test half was decoded:
   many pass, every method has one at once, and where none does, nothing is learned.
   (First it was to be 48 prompts whatever their rate. The trials, on dev prompts, showed that all
   rows then pass within the first 16 samples; this was changed before any record of a test prompt was
-  looked at, and those that had been begun were deleted.)
+  looked at; a few that had been begun were deleted.)
 - Reward: the share of a prompt's checks that hold, strictly (`aisp.rewards.verifiable`).
 - Rows: best-of-n, noise only, AISP as published but for lam, and the two rows that notebook 11 found
   highest: AISP by exact scores, and the control variate at the first steps. The policy itself, at
@@ -23,8 +25,9 @@ Written down before any prompt of the test half was decoded:
 - Measures, by prompt and seed: `soon`, the share of the iterations after which a response was at hand
   that passes all checks strictly; `strict`, whether the best response does in the end; `loose`, the
   same by IFEval's loose reading; `passing`, the share of all samples of the run that pass strictly
-  (added after the trials, and before any record of a test prompt was looked at: what adaptation makes
-  of the samples shows here also where the first iteration has found one).
+  (added after the trials, while the first records of the comparison were computed and before any was
+  looked at: what adaptation makes of the samples shows here also where the first iteration has found
+  one).
 - Primary contrast, one: `PRIMARY` by `soon`, on all prompts of the comparison. Its 95% interval
   (bootstrap over prompts, then seeds within a prompt) above 0 confirms it, and so on as in notebook 11.
 - Secondary contrasts: `SECONDARY` by all four, and the primary pair by the other three;
@@ -43,16 +46,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from aisp.checks import choice, whole
+from aisp.checks import choice
 from aisp.experiment import contenders, tables
 from aisp.experiment import records as experiment
-from aisp.experiment.beyond import seed_list
+from aisp.experiment.beyond import add_options, opened
 from aisp.experiment.contenders import AISP, BEST, NOISE, SCORES, STEERED, Contender
 from aisp.experiment.profiles import PROFILES, file_name, records_path
 from aisp.experiment.store.reading import load
-from aisp.policy import Policy, load_policy
+from aisp.policy import Policy
 from aisp.prompts import Prompt, load_prompts
 from aisp.provenance import data_path
 from aisp.rewards.base import Reward
@@ -239,17 +240,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compute the records of notebook 12."""
     parser = argparse.ArgumentParser("python -m aisp.experiment.verified", description=main.__doc__)
     parser.add_argument("action", choices=["rates", "tune", "run"])
-    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
-    parser.add_argument("--batch", type=int, default=8, help="prompts decoded together")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="of torch; None leaves it")
+    add_options(parser)
     given = parser.parse_args(argv)
     try:
-        seeds = seed_list(given.seeds)
-        if given.threads is not None:
-            torch.set_num_threads(whole("threads", given.threads, least=1))
-        policy = load_policy("embedded", device=given.device, dtype=given.dtype)
+        seeds, policy = opened(given)
         reward = load_reward("verifiable")
         command = f"python -m aisp.experiment.verified {given.action}"
         options = {"batch": given.batch, "command": command}

@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 
 from aisp.provenance import data_path
-from aisp.rewards.verifiable import answers
+from aisp.rewards.verifiable import answers, kinds
 
 ROWS = [
     json.loads(line)
@@ -122,7 +122,6 @@ def test_what_is_to_be_repeated_is_the_request():
 
 
 def test_instructions_load():
-    kinds = pytest.importorskip("aisp.rewards.verifiable.kinds")
     for row in WITH_INSTRUCTIONS:
         checks = {name: row[name] for name in ("instruction_id_list", "kwargs")}
         assert len(kinds.compiled(checks)[1]) == len(row["kwargs"])
