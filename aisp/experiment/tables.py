@@ -119,7 +119,7 @@ def paired(
     Raises:
         ValueError: a label that the records do not have.
     """
-    means = _by_prompt(records, [first, second])
+    means = _by_prompt(records, list(dict.fromkeys([first, second])))  # a label itself: all 0
     difference = (means[first] - means[second]).dropna().sort_index().to_numpy()
     better = (difference > 0) + 0.5 * (difference == 0)
     low, high = bootstrap(difference, draws=draws, seed=seed)

@@ -50,6 +50,13 @@ def test_paired_differences_and_wins():
     assert 0 < out["wins_low"] <= out["wins"] <= out["wins_high"] <= 1
 
 
+def test_a_label_beside_itself_differs_by_nothing():
+    """As in a notebook whose control was not run, and which compares with the baseline instead."""
+    out = tables.paired(records({"A": [[3, 1, 2, 5]]}), "A", "A")
+    assert (out["prompts"], out["difference"], out["low"], out["high"]) == (4, 0, 0, 0)
+    assert out["wins"] == 0.5
+
+
 FAILED = {"A": [[3, 1, np.nan, 5]], "B": [[1, np.nan, 3, 1]], "C": [[np.nan] * 4]}
 
 
