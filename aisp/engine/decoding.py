@@ -68,7 +68,7 @@ def take_token(
         return token
     if uniforms is None:
         raise ValueError("uniforms is None; sampled decoding takes one number in [0, 1) per row")
-    if logits.is_cuda:
+    if logits.device.type != "cpu":
         return _sampled(logits, decoding, uniforms)
     # A few rows at a time fit in a CPU's cache, and in memory that the process keeps: the whole batch
     # in float32 would be asked of the system, and zeroed by it, anew at every step.
@@ -159,7 +159,8 @@ def _most_likely(
         Some of the rows (r,), each row once; their k most likely tokens' probabilities and ids
         (r, k), descending; and the probabilities' cumulative sum (r, k) float64.
     """
-    k = limit if all_at_once or probs.is_cuda else min(64, limit)
+    on_cpu = probs.device.type == "cpu"
+    k = min(64, limit) if on_cpu and not all_at_once else limit
     rows = torch.arange(len(probs), device=probs.device)
     while len(rows):
         top, ids = probs.topk(k)
@@ -186,7 +187,7 @@ def require_finite(values: Tensor) -> None:
 
     Not on a GPU, which would have to be waited for: `aisp.engine.rollout` asks it later.
     """
-    if not values.is_cuda and not bool(values.isfinite().all()):
+    if values.device.type == "cpu" and not bool(values.isfinite().all()):
         raise not_finite()
 
 

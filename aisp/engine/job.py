@@ -117,13 +117,15 @@ class Decoder:
         if self.V is not None:
             tau = self.V.shape[1]
             inside = (steps < tau).unsqueeze(-1)
-            if inside.is_cuda or bool(inside.any()):  # a GPU would have to be waited for
+            if inside.device.type != "cpu" or bool(
+                inside.any()
+            ):  # a GPU would have to be waited for
                 logits += head(self.V[rows, steps.clamp(0, tau - 1)] * inside)
         finite = logits.amax(-1).isfinite()
         self.broken |= ~(finite | (steps < 0)).all()
         if self.u is None:
             return logits
-        if not logits.is_cuda and not bool(finite.all()):
+        if logits.device.type == "cpu" and not bool(finite.all()):
             logits[~finite] = 0  # the driver raises; the engine lives on
         u = self.u[rows, steps.clamp(0, self.u.shape[1] - 1)]
         token = take_token(logits, self.decoding, u)

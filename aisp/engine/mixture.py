@@ -124,7 +124,7 @@ def speculative(
         own = u[rows[:, None], responses.positions(rows, q.shape[1])]  # (R, w + 1, 3)
         pi, mass = mix(_law(p.flatten(0, 1), decoding), q.flatten(0, 1))
         wanted, drafted = (_peaked(x, decoding).view(q.shape) for x in (pi, q.flatten(0, 1)))
-        if wanted.is_cuda and not bool(wanted.amax(-1).isfinite().all()):
+        if wanted.device.type != "cpu" and not bool(wanted.amax(-1).isfinite().all()):
             raise not_finite()
         block, agreed = verify(wanted, drafted, drafts, own[..., 1:])
         alive = responses.enter(rows, block, agreed, mass.view(block.shape))

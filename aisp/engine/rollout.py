@@ -219,7 +219,8 @@ def rollout(
 
     def take(at: Step) -> Tensor:
         if prelogits is not None:
-            prelogits[at.rows[~at.done], at.t] = stepper.z[~at.done]
+            # Zeros for rows that are done: leaving them out by a mask would make a GPU wait.
+            prelogits[at.rows, at.t] = stepper.z.masked_fill(at.done[:, None], 0.0)
         return take_token(at.logits[0], decoding, None if u is None else u[at.rows, at.t])
 
     out = decode([stepper], take, add=add)

@@ -119,9 +119,9 @@ class Stepper:
             logits, self.z = self._forward(ids, self.positions, add)
             return logits
         inputs = (ids, self.positions) if add is None else (ids, self.positions, add)
-        replay = self.recorded or _recorded(self._forward, inputs)
-        self.recorded = replay
-        logits, self.z = replay(*inputs)
+        if self.recorded is None:
+            self.recorded = _recorded(self._forward, inputs)
+        logits, self.z = self.recorded(*inputs)
         self.cache.advance()
         return logits
 
@@ -132,7 +132,8 @@ class Stepper:
             self.cache.keep(rows)
         else:
             _select(self.cache, rows)
-        self.recorded = None
+        if isinstance(self.recorded, Recorded):  # and not a step that could not be recorded
+            self.recorded = None
         self.positions = self.positions[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 
@@ -179,20 +180,27 @@ class Recorded:
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]):
         self.inputs = [x.clone() for x in inputs]
-        side = torch.cuda.Stream()  # libraries allocate what they need outside the recording
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = function(*self.inputs)
+        self.device = inputs[0].device  # which need not be the current one, whose stream is recorded
+        with torch.cuda.device(self.device):
+            own = torch.cuda.current_stream()
+            side = torch.cuda.Stream()  # libraries allocate what they need outside the recording
+            side.wait_stream(own)
+            with torch.cuda.stream(side):
+                function(*self.inputs)
+            own.wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(self.graph):
+                    self.outputs = function(*self.inputs)
+            finally:
+                torch.cuda.set_stream(own)  # a recording that fails leaves its own stream in place
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The outputs on new inputs; the next call overwrites them."""
         for own, new in zip(self.inputs, inputs, strict=True):
             own.copy_(new)
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
         return self.outputs
 
 
@@ -240,7 +248,7 @@ def left_padded(prefixes, policy) -> tuple[Tensor, Tensor | None, Tensor]:
     """Ids, mask and positions, each (P, longest); no mask where nothing is padded."""
     longest = max(map(len, prefixes))
     pads = [longest - len(p) for p in prefixes]
-    fill = policy.eos_ids[0] if policy.eos_ids else 0
+    fill = max(policy.eos_ids[0], 0) if policy.eos_ids else 0  # -1 ends nothing, and is no token
     ids = torch.tensor([[fill] * k + list(p) for k, p in zip(pads, prefixes, strict=True)])
     mask = torch.tensor([[0] * k + [1] * len(p) for k, p in zip(pads, prefixes, strict=True)])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -141,7 +141,7 @@ def propose_align_reduce(
     def take(at: Step) -> Tensor:
         p, q = at.logits[0], at.logits[-1].to(device)
         # A few rows at a time stay in a CPU's cache, where the whole batch would not.
-        size = len(p) if p.is_cuda else 16
+        size = 16 if p.device.type == "cpu" else len(p)
         parts = (x.split(size) for x in (p, q, noise[at.rows, at.t]))
         chosen = [choose(a, b, u, config) for a, b, u in zip(*parts, strict=True)]
         token, kl, guarded = (torch.cat(x) for x in zip(*chosen, strict=True))
