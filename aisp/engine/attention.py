@@ -4,7 +4,9 @@ n responses to one prompt agree on the keys and values of the prompt. Here they 
 all queries of a prompt meet them in one matrix product; each response owns only the keys and values
 of its own tokens, in a buffer allocated once. Scores over both parts go through one softmax, so
 that the result is that of ordinary attention up to rounding (the idea is that of Hydragen, Juravsky
-et al., arXiv:2402.05099, and of cascade inference).
+et al., arXiv:2402.05099, and of cascade inference). Layers may see a sliding window of the tokens
+before; layers that keep a convolution's state in the place of keys and values have one for each
+response, as they always do.
 
 It enters through the public attention interface of transformers: `shared_prefix` names this
 function as a model's attention while it is active, and puts back what was there. Not thread-safe
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "aisp_shared_prefix"
@@ -32,8 +34,22 @@ _active: ContextVar["PrefixCache"] = ContextVar("aisp_prefix_cache")
 def sees_everything(model: PreTrainedModel) -> bool:
     """Whether every layer attends to all tokens before, and not to a sliding window of them."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+    return _kinds(model) == {"full_attention"} and not getattr(config, "sliding_window", None)
+
+
+def _kinds(model: PreTrainedModel) -> set[str]:
+    """Of the model's layers."""
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+
+
+def no_mask(model: PreTrainedModel, ids: Tensor) -> Any:
+    """What a model takes in the place of a mask while `attend` is its attention.
+
+    Without any, some models search the ids for padding, for which a GPU has to wait; those with
+    layers of several kinds take a mask for each, ready-made.
+    """
+    kinds = _kinds(model)
+    return torch.ones_like(ids) if len(kinds) == 1 else dict.fromkeys(kinds)
 
 
 def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
@@ -41,8 +57,9 @@ def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     if not model._supports_attention_backend:
         return "its attention does not go through transformers' attention interface"
-    if not sees_everything(model):
-        return "some of its layers attend to a sliding window or do not attend"
+    strange = _kinds(model) - {"full_attention", "sliding_attention", "conv"}
+    if strange:
+        return f"it has layers of kinds that are not known here: {', '.join(sorted(strange))}"
     if getattr(config, "attn_logit_softcapping", None):
         return "its attention scores are soft-capped"
     if config._attn_implementation not in ("sdpa", "eager"):
@@ -53,7 +70,7 @@ def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
 class PrefixCache(Cache):
     """Keys and values of P prefixes, and of the responses to each."""
 
-    layers: list["_Layer"]  # type: ignore[assignment]  # no layer of another kind is put in
+    layers: list["_Layer | LinearAttentionLayer"]  # type: ignore[assignment]  # no others
 
     def __init__(
         self, prefill: Cache, mask: Tensor | None, n: int, steps: int, *, static: bool = False
@@ -69,11 +86,11 @@ class PrefixCache(Cache):
                 step can be recorded once and replayed, at the price of attending to the whole
                 buffer with what lies ahead hidden.
         """
-        filled: list[Any] = prefill.layers  # with keys and values, whatever their kind
-        super().__init__(layers=[_Layer(x.keys, x.values, n, steps) for x in filled])
-        prompts = len(filled[0].keys)
+        super().__init__(layers=[_taken_over(x, n, steps) for x in prefill.layers])
+        self.attending = [x for x in self.layers if isinstance(x, _Layer)]
+        prompts = len(self.attending[0].prefix_keys)
         if static:
-            for layer in self.layers:
+            for layer in self.attending:
                 device = layer.keys.device
                 layer.step = torch.zeros(1, dtype=torch.long, device=device)
                 layer.ahead = torch.full((steps,), float("-inf"), device=device)
@@ -83,7 +100,7 @@ class PrefixCache(Cache):
 
     def advance(self) -> None:
         """Between two steps of a static cache: the next token goes one further."""
-        for layer in self.layers:
+        for layer in self.attending:
             layer.length += 1
             if layer.step is not None:
                 layer.step += 1
@@ -93,7 +110,10 @@ class PrefixCache(Cache):
         self.prompt = self.prompt[rows.cpu()]
         alive, self.prompt = self.prompt.unique_consecutive(return_inverse=True)
         for layer in self.layers:
-            layer.keep(rows, alive if len(alive) < len(layer.prefix_keys) else None)
+            if isinstance(layer, _Layer):
+                layer.keep(rows, alive if len(alive) < len(layer.prefix_keys) else None)
+            else:
+                layer.reorder_cache(rows)  # type: ignore[arg-type]  # hints a class, not a dtype
         if self.padding is not None:
             self.padding = self.padding[alive.to(self.padding.device)]
         self._group()
@@ -109,8 +129,18 @@ class PrefixCache(Cache):
             slot = self.prompt * self.shape[1] + within  # (R,)
             row = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long)
             row[slot] = torch.arange(len(self.prompt))  # holes repeat row 0
-            device = self.layers[0].keys.device
+            device = self.attending[0].keys.device
             self.slot, self.row = slot.to(device), row.to(device)
+
+    def states(self) -> list[Tensor]:
+        """What a step changes in place, so that the same step twice is not the same as once."""
+        return [
+            state
+            for layer in self.layers
+            if isinstance(layer, LinearAttentionLayer)
+            for state in layer.conv_states.values()
+            if state is not None
+        ]
 
     def gather(self, x: Tensor) -> Tensor:
         """(R, K, G, w) -> (P, K, m * G, w)."""
@@ -124,16 +154,30 @@ class PrefixCache(Cache):
         return x if self.slot is None else x[self.slot.to(x.device)]
 
 
+def _taken_over(layer: Any, n: int, steps: int) -> "_Layer | LinearAttentionLayer":
+    """A layer of a cache that is filled with one row per prompt, as one with n rows for each."""
+    if isinstance(layer, LinearAttentionLayer):
+        prompts = next(len(x) for x in layer.conv_states.values() if x is not None)
+        rows = torch.arange(prompts).repeat_interleave(n)
+        layer.reorder_cache(rows)  # type: ignore[arg-type]  # hints a class, not a dtype
+        return layer
+    window = layer.sliding_window if layer.is_sliding else None
+    return _Layer(layer.keys, layer.values, n, steps, window)
+
+
 class _Layer(CacheLayerMixin):
-    is_sliding = False
+    is_sliding = False  # for masks that transformers makes, and `attend` does not read
     keys: Tensor
     values: Tensor
     step: Tensor | None  # (1,) of a static cache: where the next token goes
     ahead: Tensor | None  # (steps,) of a static cache: -inf where nothing was written yet
 
-    def __init__(self, prefix_keys: Tensor, prefix_values: Tensor, n: int, steps: int):
+    def __init__(
+        self, prefix_keys: Tensor, prefix_values: Tensor, n: int, steps: int, window: int | None
+    ):
         super().__init__()
-        self.prefix_keys, self.prefix_values = prefix_keys, prefix_values  # (P, K, L, w)
+        # (P, K, L, w); with a window L is below it, and only the last keys of the prefix are here.
+        self.prefix_keys, self.prefix_values, self.window = prefix_keys, prefix_values, window
         P, K, _, width = prefix_keys.shape
         # Zeros, not empty: what is hidden still meets a weight of 0, and 0 * NaN is NaN.
         self.keys = prefix_keys.new_zeros(P * n, K, steps, width)
@@ -160,6 +204,15 @@ class _Layer(CacheLayerMixin):
         self.values[:, :, t : t + 1] = value_states
         self.length = t + 1
         return self.keys[:, :, : t + 1], self.values[:, :, : t + 1]
+
+    def left_behind(self) -> Tensor | None:
+        """(L + t,) which keys the window of the token just written has left; None where none."""
+        L, static = self.prefix_keys.shape[2], self.step is not None
+        last = L + (self.keys.shape[2] if static else self.length)
+        if self.window is None or last <= self.window:
+            return None
+        written = self.length - 1 if self.step is None else self.step
+        return torch.arange(last, device=self.keys.device) <= written + (L - self.window)
 
     def keep(self, rows: Tensor, prompts: Tensor | None) -> None:
         rows = rows.to(self.keys.device)
@@ -214,20 +267,24 @@ def attend(
     """
     cache = _active.get()
     layer = cache.layers[module.layer_idx]
+    assert isinstance(layer, _Layer)  # of the other kind are those that do not attend
     R, H, _, width = query.shape
     G = H // key.shape[1]
     scaling = width**-0.5 if scaling is None else scaling
     q = query.view(R, -1, G, width)
     shared = cache.gather(q) @ layer.prefix_keys.transpose(2, 3)  # (P, K, m G, L)
+    L = layer.prefix_keys.shape[2]
     if cache.padding is not None:
-        hidden = cache.padding[:, None, None].to(shared.device)
+        hidden = cache.padding[:, None, None, -L:].to(shared.device)
         shared = shared.masked_fill(hidden, float("-inf"))
     own = q @ key.transpose(2, 3)  # (R, K, G, t)
     if layer.ahead is not None:
         own = own + layer.ahead.to(own.dtype)
     scores = torch.cat([cache.scatter(shared, G), own], -1).float() * scaling
+    behind = layer.left_behind()
+    if behind is not None:
+        scores = scores.masked_fill(behind, float("-inf"))
     weights = torch.softmax(scores, -1).to(value.dtype)
-    L = layer.prefix_keys.shape[2]
     out = weights[..., L:] @ value
     out += cache.scatter(cache.gather(weights[..., :L]) @ layer.prefix_values, G)
     return out.reshape(R, 1, H, -1), None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from aisp.engine.attention import PrefixCache
+from aisp.engine.attention import PrefixCache, sees_everything
 from aisp.engine.decoding import GREEDY, Decoding, take_token
 from aisp.engine.perturbation import Perturbation, uniforms
 from aisp.engine.rollout import Rollout, Step, check, decode
@@ -111,9 +111,10 @@ class _Begun(Stepper):
         which padding in the middle would shift, all runs at once; and where nothing is kept, as ever.
         """
         prefixes, whole = self.parts
-        if not self.share or self.per_prefix > 1 or min(map(len, prefixes)) < 2:
-            return super().start(add)
         policy, owner = self.policy, self.owner
+        apart = self.share and self.per_prefix == 1 and sees_everything(policy.model)
+        if not apart or min(map(len, prefixes)) < 2:
+            return super().start(add)
         ids, mask, positions = left_padded([p[:-1] for p in prefixes], policy)
         self.mask = mask
         self._forward(ids, positions)

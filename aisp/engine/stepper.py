@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from aisp.engine.attention import PrefixCache, obstacle_to_sharing, shared_prefix
+from aisp.engine.attention import PrefixCache, no_mask, obstacle_to_sharing, shared_prefix
 from aisp.engine.packed import packed
 from aisp.policy import Policy, prelogits_changed
 
@@ -120,7 +120,7 @@ class Stepper:
             return logits
         inputs = (ids, self.positions) if add is None else (ids, self.positions, add)
         if self.recorded is None:
-            self.recorded = _recorded(self._forward, inputs)
+            self.recorded = _recorded(self._forward, inputs, self.cache.states())
         logits, self.z = self.recorded(*inputs)
         self.cache.advance()
         return logits
@@ -160,9 +160,7 @@ class Stepper:
         with self.packed(), prelogits_changed(self.policy.model, change), attention:
             logits = self.policy.model(
                 input_ids=ids,
-                # Shared prefixes need no mask; without one, some models search the ids for
-                # padding, for which a GPU has to wait.
-                attention_mask=torch.ones_like(ids) if shared else self.mask,
+                attention_mask=no_mask(self.policy.model, ids) if shared else self.mask,
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
@@ -180,7 +178,9 @@ class Recorded:
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]):
         self.inputs = [x.clone() for x in inputs]
-        self.device = inputs[0].device  # which need not be the current one, whose stream is recorded
+        self.device = inputs[
+            0
+        ].device  # which need not be the current one, whose stream is recorded
         with torch.cuda.device(self.device):
             own = torch.cuda.current_stream()
             side = torch.cuda.Stream()  # libraries allocate what they need outside the recording
@@ -209,7 +209,9 @@ def _select(cache: Cache, rows: Tensor) -> None:
     cache.reorder_cache(rows)  # type: ignore[arg-type]  # its hint names a class, not a dtype
 
 
-def _recorded(function, inputs):
+def _recorded(function, inputs, states):
+    """The function recorded, or as it is; the states, which trying it out changes, are put back."""
+    before = [state.clone() for state in states]
     try:
         return Recorded(function, inputs)
     except RuntimeError as error:
@@ -217,6 +219,9 @@ def _recorded(function, inputs):
             f"decoding without CUDA graphs, slower but equally right: {error}", stacklevel=6
         )
         return function
+    finally:
+        for state, old in zip(states, before, strict=True):
+            state.copy_(old)
 
 
 def _may_share_prefixes(model) -> bool:

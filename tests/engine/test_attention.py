@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from tiny import PROMPTS
+import transformers as tf
+from tiny import ARCHITECTURES, PROMPTS, SIZE
 
 import aisp.engine.stepper as engine
 from aisp import Policy
-from aisp.engine.attention import NAME, PrefixCache, obstacle_to_sharing
+from aisp.engine.attention import NAME, PrefixCache, obstacle_to_sharing, sees_everything
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 
@@ -33,7 +34,7 @@ def both(monkeypatch, policy, prompts, n, T, **options):
         return shared, go()
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("decoding", [Decoding(), Decoding(1.0, 0, 0.9)], ids=["greedy", "top-p"])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["ragged", "one"])
 def test_the_same_tokens_and_prelogits(tiny, monkeypatch, name, decoding, prompts):
@@ -43,7 +44,19 @@ def test_the_same_tokens_and_prelogits(tiny, monkeypatch, name, decoding, prompt
     torch.testing.assert_close(shared.prelogits, copied.prelogits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("window", [4, 16, 40])
+def test_the_same_tokens_where_every_layer_has_a_window(byte_tokenizer, monkeypatch, window):
+    """Shorter than a prompt, than the responses, and than both together: 16 to 63, and 20 tokens."""
+    torch.manual_seed(0)
+    size = SIZE | {"num_key_value_heads": 2, "sliding_window": window, "eos_token_id": 0}
+    policy = Policy(tf.MistralForCausalLM(tf.MistralConfig(**size)).float(), byte_tokenizer)
+    assert not sees_everything(policy.model)
+    shared, copied = both(monkeypatch, policy, PROMPTS, 4, 20)
+    assert torch.equal(shared.tokens, copied.tokens)
+    torch.testing.assert_close(shared.prelogits, copied.prelogits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_same_tokens_while_responses_and_whole_prompts_leave(tiny, monkeypatch, name):
     """Every third token ends a turn, so that rows leave step by step, and unevenly."""
     base = tiny(name)
@@ -107,11 +120,15 @@ def test_the_attention_of_the_model_is_put_back(tiny):
 
 
 def test_models_that_cannot_share_are_told_apart(tiny, monkeypatch):
-    assert "sliding window" in obstacle_to_sharing(tiny("gemma3").model)
     llama = tiny("llama").model
+    monkeypatch.setattr(
+        llama.config, "layer_types", ["full_attention", "chunked_attention"], raising=False
+    )
+    assert "not known here: chunked_attention" in obstacle_to_sharing(llama)
+    monkeypatch.setattr(llama.config, "layer_types", None)
     monkeypatch.setattr(llama.config, "attn_logit_softcapping", 50.0, raising=False)
     assert "soft-capped" in obstacle_to_sharing(llama)
     monkeypatch.setattr(type(llama), "_supports_attention_backend", False)
     assert "attention interface" in obstacle_to_sharing(llama)
-    with pytest.warns(UserWarning, match="Gemma3ForCausalLM decodes without shared prefixes"):
-        rollout(tiny("gemma3"), [tiny("gemma3").prefix("Hi")], 2, 3)
+    with pytest.warns(UserWarning, match="LlamaForCausalLM decodes without shared prefixes"):
+        rollout(tiny("llama"), [tiny("llama").prefix("Hi")], 2, 3)

@@ -25,7 +25,6 @@ gpu = pytest.mark.gpu
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs here")
 CUDA = pytest.param("cuda", marks=gpu)
 each_device = pytest.mark.parametrize("device", ["cpu", CUDA])
-ignore_copies = pytest.mark.filterwarnings("ignore:.*decodes without shared prefixes")
 ENDLESS = (-1,)
 
 
@@ -59,7 +58,6 @@ def generated(policy, prefix, T):
 
 @each_device
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@ignore_copies
 def test_greedy_decoding_is_generate(build, device, name):
     policy = build(device, name)
     out = decoded(policy, n=2)
@@ -80,7 +78,6 @@ def test_greedy_decoding_of_the_embedded_model_is_generate():
 
 @each_device
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@ignore_copies
 def test_prefixes_graphs_and_company_change_no_token(build, monkeypatch, device, name):
     """Float32: shared or copied prefixes, recorded or plain steps, alone or in a ragged batch."""
     policy, V = build(device, name), drawn(3, 8, 10)
@@ -96,7 +93,6 @@ def test_prefixes_graphs_and_company_change_no_token(build, monkeypatch, device,
 
 @gpu
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@ignore_copies
 def test_the_cpu_finds_the_same_tokens(build, name):
     V = drawn(3, 8, 10)
     found, wanted = (decoded(build(device, name), V=V) for device in ("cuda", "cpu"))

@@ -5,7 +5,7 @@ On a GPU: `test_cuda.py`.
 
 import pytest
 import torch
-from tiny import PROMPTS
+from tiny import ARCHITECTURES, PROMPTS
 
 import aisp.engine.stepper as engine
 from aisp import Policy
@@ -35,7 +35,7 @@ class Replayed:
         return self.graph(self.inputs)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("decoding", [Decoding(), Decoding(1.0, 0, 0.9)], ids=["greedy", "top-p"])
 def test_a_recorded_step_replays_to_the_same_tokens(tiny, monkeypatch, name, decoding):
     """The logic of CUDA graphs without a GPU: static buffers, a step recorded once per batch."""
