@@ -5,7 +5,8 @@ batch to the worker that is free first, as `aisp.experiment.cluster` does.
 
     python -m aisp.experiment.scaling
 
-measures 1 and 2 workers on an idle machine (over ten minutes on 2 cores), and writes data/results/cpu/workers.json.
+measures 1 and 2 workers on an idle machine (some five minutes on 2 cores), and writes
+data/results/cpu/workers.json.
 """
 
 import argparse
@@ -131,7 +132,7 @@ TINY = {"method": "best_of_n", "n": 1, "kappa": 1, "max_new_tokens": 1}
 REAL = {"method": "aisp", "n": 8, "kappa": 2, "max_new_tokens": 32}
 
 
-def measure(path: Path, *, seeds: int = 3, prompts: int = 16) -> "pd.DataFrame":
+def measure(path: Path, *, seeds: int = 2, prompts: int = 8) -> "pd.DataFrame":
     """Time this process, one worker and two workers on the embedded model, and write the file.
 
     Each is timed with the prompts once and so many seeds more; the difference is the time of the
@@ -215,8 +216,8 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     parser.add_argument(
         "--out", type=Path, default=records_path("workers", "cpu").with_suffix(".json")
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=8)
     given = parser.parse_args(arguments)
     table = measure(given.out, seeds=given.seeds, prompts=given.prompts)
     say(table.round(4).to_string(index=False))
