@@ -28,7 +28,7 @@
     python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
 """
 
-from aisp.experiment.profiles import PROFILES, records_path, settings
+from aisp.experiment.profiles import PROFILES, TOYS, records_path, settings
 from aisp.experiment.records import run
 from aisp.experiment.reuse import take_over
 from aisp.experiment.store.reading import load, stored_dtype
@@ -44,6 +44,7 @@ from aisp.intervals import bootstrap
 
 __all__ = [
     "PROFILES",
+    "TOYS",
     "bootstrap",
     "comparison",
     "load",
