@@ -24,7 +24,7 @@ unexport JUPYTER_PATH
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run experiment notebooks test typecheck test-slow test-vllm test-browser coverage docs bench lab clean
+.PHONY: help setup run experiment notebooks test typecheck test-slow test-gpu test-vllm test-browser coverage docs bench lab clean
 .PHONY: params-given
 
 help:
@@ -46,7 +46,7 @@ $(STAMP): requirements.txt pyproject.toml | $(PY)
 	$(PY) -m pip install --no-deps -e .
 	@touch $@
 
-run: setup ## compute the quickstart anew into outputs/ and print answers and table (PROFILE=smoke, cpu or gpu)
+run: setup ## compute the quickstart anew into outputs/ and print answers and table (PROFILE=smoke, cpu, gpu-smoke or gpu)
 	@rm -rf outputs/quickstart && mkdir -p outputs
 	$(PAPERMILL) notebooks/00_quickstart.ipynb outputs/00_quickstart.ipynb -p profile "$(PROFILE)" -p folder outputs/quickstart
 	@echo
@@ -54,7 +54,7 @@ run: setup ## compute the quickstart anew into outputs/ and print answers and ta
 	@echo
 	@echo "executed notebook: outputs/00_quickstart.ipynb"
 	@echo "records:           outputs/quickstart/quickstart.jsonl"
-	@echo "figure:            outputs/quickstart/$(if $(filter smoke,$(PROFILE)),smoke/)quickstart.png (and .pdf, .json)"
+	@echo "figure:            outputs/quickstart/$(if $(filter smoke gpu-smoke,$(PROFILE)),$(PROFILE)/)quickstart.png (and .pdf, .json)"
 
 # The file is read once before anything runs: what is wrong in it is said at once, and not by a kernel.
 experiment: params-given setup ## execute 06_main_results and print its table: PARAMS=notebooks/params/cpu.yaml (WORKERS=8: on Ray)
@@ -100,6 +100,16 @@ typecheck: setup ## check the types of aisp/ alone (a part of `make test`)
 test-slow: setup ## run the tests that `make test` leaves out for their length
 	$(PY) -m pytest -m "slow and not gpu and not vllm and not browser"
 
+# A GPU that torch does not find would leave the notebooks to the CPU, and every test to its own error.
+# Stored records would let the notebooks resume, and so test nothing.
+test-gpu: setup ## on a machine with CUDA: run the tests marked gpu, and 00, 02 and 08 in profile gpu-smoke (minutes)
+	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit(f"error: torch {torch.__version__} finds no CUDA device. make test-gpu needs an NVIDIA GPU with its driver, and a build of torch for CUDA (requirements.txt says how to choose it)")'
+	$(PY) -m pytest -m gpu
+	@rm -rf data/results/gpu-smoke figures/gpu-smoke outputs/gpu && mkdir -p outputs/gpu
+	$(PAPERMILL) notebooks/00_quickstart.ipynb outputs/gpu/00_quickstart.ipynb -p profile gpu-smoke -p device cuda
+	$(PAPERMILL) notebooks/02_sampler.ipynb outputs/gpu/02_sampler.ipynb -p profile gpu-smoke -p device cuda
+	$(PAPERMILL) notebooks/08_runtime.ipynb outputs/gpu/08_runtime.ipynb -p profile gpu-smoke -p device cuda -p measure True
+
 $(STAMP_VLLM): requirements-vllm.txt pyproject.toml
 	"$(PYTHON)" -m venv "$(VENV_VLLM)"
 	$(PY_VLLM) -m pip install -r requirements-vllm.txt
@@ -137,6 +147,6 @@ lab: setup ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab $(LAB_FLAGS) notebooks/
 
 clean: ## remove executed notebooks, smoke results and caches; keep .venv and stored results
-	rm -rf outputs data/results/smoke figures/smoke build dist *.egg-info
+	rm -rf outputs data/results/smoke data/results/gpu-smoke figures/smoke figures/gpu-smoke build dist *.egg-info
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find aisp tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

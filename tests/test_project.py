@@ -179,12 +179,65 @@ def test_every_test_belongs_to_one_target():
     """Those marked slow, gpu or browser are left out of `make test` and run by their own targets."""
     asked = {
         target: re.findall(r'-m pytest -m (".*?"|\S+)', make("-n", target, "VENV=nowhere").stdout)
-        for target in ("test", "coverage", "test-slow", "test-browser")
+        for target in ("test", "coverage", "test-slow", "test-gpu", "test-browser")
     }
     quick = '"not slow and not gpu and not vllm and not browser"'
     assert asked["test"] == asked["coverage"] == [quick]
     assert asked["test-slow"] == ['"slow and not gpu and not vllm and not browser"']
-    assert asked["test-browser"] == ["browser"]
+    assert asked["test-gpu"] == ["gpu"] and asked["test-browser"] == ["browser"]
+
+
+def noting(folder: Path, code: str = "") -> Path:
+    """An environment whose Python only notes what it was called with; code runs after that."""
+    python = folder / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f"#!{sys.executable}\nimport sys\n"
+        f"open({str(folder / 'log')!r}, 'a').write(repr(sys.argv[1:]) + '\\n')\n{code}\n"
+    )
+    python.chmod(0o755)
+    (folder / "venv/.stamp").touch()
+    return folder / "venv"
+
+
+def calls(folder: Path) -> list[list[str]]:
+    """What the Python of `noting` was called with."""
+    return [ast.literal_eval(line) for line in (folder / "log").read_text().splitlines()]
+
+
+@needs_make
+@pytest.mark.parametrize("there", [True, False])
+def test_make_test_gpu_asks_for_cuda_first_and_executes_its_notebooks_there(there, tmp_path):
+    """With a torch that finds a GPU, or none; the checkout is another folder, whose results may go."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    stored = tmp_path / "data/results/gpu-smoke/old.jsonl"
+    stored.parent.mkdir(parents=True)
+    stored.touch()
+    for name in ("requirements.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    cuda = f"SimpleNamespace(is_available=lambda: {there})"
+    torch = f"SimpleNamespace(__version__='2.0+cpu', cuda={cuda})"
+    code = f"from types import SimpleNamespace\nsys.modules['torch'] = {torch}\n"
+    venv = noting(tmp_path, code + "if sys.argv[1] == '-c': exec(sys.argv[2])")
+    command = ["make", "test-gpu", f"VENV={venv}"]
+    done = subprocess.run(command, cwd=tmp_path, env=MAKE_ENV, capture_output=True, text=True)
+    tests = [call for call in calls(tmp_path) if "pytest" in call or "papermill" in call]
+    if not there:
+        assert done.returncode != 0 and not tests and stored.exists()
+        said = "error: torch 2.0+cpu finds no CUDA device. make test-gpu needs an NVIDIA GPU"
+        assert done.stderr.splitlines()[0].startswith(said)
+        return
+    assert done.returncode == 0, done.stderr
+    first, *executed = tests
+    assert first == ["-m", "pytest", "-m", "gpu"] and not stored.exists()
+    names = [call[call.index("-") + 1] for call in executed]
+    assert names == [f"notebooks/{x}.ipynb" for x in ("00_quickstart", "02_sampler", "08_runtime")]
+    for call in executed:
+        notebook = ROOT / call[call.index("-") + 1]
+        options = dict(call[i + 1 : i + 3] for i, x in enumerate(call) if x == "-p")
+        measured = {"measure": "True"} if notebook.stem == "08_runtime" else {}
+        assert options == {"profile": "gpu-smoke", "device": "cuda"} | measured
+        assert set(options) <= set(parameters.of_notebook(notebook))
 
 
 @needs_make
@@ -193,26 +246,20 @@ def test_every_test_belongs_to_one_target():
 )
 def test_make_experiment_takes_any_name_of_a_file_and_workers(name, workers, tmp_path):
     """With a Python that only notes what it was called with."""
-    python, log, params = tmp_path / "venv/bin/python", tmp_path / "log", tmp_path / name
-    python.parent.mkdir(parents=True)
-    python.write_text(
-        f"#!{sys.executable}\nimport sys\n"
-        f"open({str(log)!r}, 'a').write(repr(sys.argv[1:]) + '\\n')\n"
-        "print('the records.jsonl') if 'aisp.experiment.main_results' in sys.argv else None\n"
-    )
-    python.chmod(0o755)
-    (tmp_path / "venv/.stamp").touch()
+    params = tmp_path / name
+    says = "print('the records.jsonl') if 'aisp.experiment.main_results' in sys.argv else None"
+    venv = noting(tmp_path, says)
     params.write_text("profile: smoke\n")
-    done = make("experiment", f"VENV={tmp_path / 'venv'}", f"PARAMS={params}", f"WORKERS={workers}")
+    done = make("experiment", f"VENV={venv}", f"PARAMS={params}", f"WORKERS={workers}")
     assert done.returncode == 0, done.stderr
-    calls = [ast.literal_eval(line) for line in log.read_text().splitlines()]
-    assert ["-m", "aisp.experiment.main_results", str(params)] in calls
-    (executed,) = (call for call in calls if "papermill" in call)
+    called = calls(tmp_path)
+    assert ["-m", "aisp.experiment.main_results", str(params)] in called
+    (executed,) = (call for call in called if "papermill" in call)
     assert executed[executed.index("-f") + 1] == str(params)
     assert f"outputs/06_{params.stem}.ipynb" in executed
     given = executed[executed.index("-f") + 2 :]
     assert given == (["-p", "workers", workers] if workers else [])
-    assert calls[-1][:4] == ["-m", "aisp.experiment", "show", "the records.jsonl"]
+    assert called[-1][:4] == ["-m", "aisp.experiment", "show", "the records.jsonl"]
     assert f"executed notebook: outputs/06_{params.stem}.ipynb" in done.stdout
 
 

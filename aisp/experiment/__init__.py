@@ -22,13 +22,13 @@
 - `parameters`: what a notebook or a file of parameters may set, and errors for the rest;
 - `prelogits`: real pre-logits, measured once for notebook 01;
 - `bench`: how fast methods are (`make bench`), with the clock of `timing`; `engines`: our engine beside
-  generate and vLLM (`bench_vllm`); `runtime`: its measurements
-  in one file, and in sentences (notebook 08).
+  generate and vLLM (`bench_vllm`); `whole_runs`: AISP beside best-of-n; `targets`: those for CUDA;
+  `runtime`: all measurements in one file, and in sentences (notebook 08).
 
     python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
 """
 
-from aisp.experiment.profiles import PROFILES, records_path, settings
+from aisp.experiment.profiles import PROFILES, TOYS, records_path, settings
 from aisp.experiment.records import run
 from aisp.experiment.reuse import take_over
 from aisp.experiment.store.reading import load, stored_dtype
@@ -44,6 +44,7 @@ from aisp.intervals import bootstrap
 
 __all__ = [
     "PROFILES",
+    "TOYS",
     "bootstrap",
     "comparison",
     "load",

@@ -9,7 +9,7 @@ figures.
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aisp.checks import choice, whole
 from aisp.engine.decoding import Decoding, take_token
+from aisp.experiment import targets
 from aisp.experiment.engines import engines
 from aisp.experiment.timing import (
     PROMPT,
@@ -25,21 +26,20 @@ from aisp.experiment.timing import (
     against,
     endless,
     engine,
-    generate,
     machine,
     prefix_of,
     timed,
 )
+from aisp.experiment.whole_runs import whole_runs
 from aisp.methods import align
 from aisp.policy import Policy, load_policy
-from aisp.rewards.base import Reward, score
 from aisp.rewards.load import load_reward
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # What notebooks/08_runtime.ipynb measures in each profile; "whole" and "many" are `whole_runs` of one
-# prompt and of several, "axes" those of `scaling`.
+# prompt and of several, "axes" those of `scaling`; "targets": those of CUDA too, where there is one.
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {
         "repeats": 1,
@@ -51,6 +51,19 @@ SIZES: dict[str, dict[str, Any]] = {
         "many": {"n": 2, "kappa": 1, "tokens": 4, "prompts": 2},
         "base": {"prompts": 1, "responses": 4, "tokens": 4, "prefix": 40},
         "axes": {"prompts": (1, 2), "responses": (2, 4), "tokens": (2, 4), "prefix": (32, 64)},
+        "targets": False,
+    },
+    "gpu-smoke": {
+        "repeats": 1,
+        "responses": (16, 32),
+        "tokens": 12,
+        "vllm": False,
+        "long_prefix": 128,
+        "whole": {"n": 16, "kappa": 2, "tokens": 16},
+        "many": {"n": 16, "kappa": 1, "tokens": 16, "prompts": 2},
+        "base": {"prompts": 1, "responses": 16, "tokens": 12, "prefix": 40},
+        "axes": {"prompts": (1, 2), "responses": (16, 32), "tokens": (12, 24), "prefix": (32, 128)},
+        "targets": False,
     },
     "cpu": {
         "repeats": 2,
@@ -67,6 +80,7 @@ SIZES: dict[str, dict[str, Any]] = {
             "tokens": (16, 32, 64, 128),
             "prefix": (32, 256, 1024),
         },
+        "targets": True,
     },
 }
 SIZES["gpu"] = SIZES["cpu"] | {
@@ -117,54 +131,6 @@ def engine_steps(
 
 def _plain_argmax(logits: Tensor, decoding: Decoding, uniforms: Tensor | None) -> Tensor:
     return logits.argmax(-1) if decoding.greedy else take_token(logits, decoding, uniforms)
-
-
-def whole_runs(
-    policy: Policy,
-    reward: Reward,
-    *,
-    n: int = 16,
-    kappa: int = 8,
-    tokens: int = 48,
-    repeats: int = 3,
-    prompts: int = 1,
-) -> "pd.DataFrame":
-    """Seconds of AISP, our best-of-n, and best-of-n by `generate`, for equal numbers of samples.
-
-    Rewards are included. Our best-of-n decodes its iterations together, up to its `rows` responses;
-    where it has several, it is timed one iteration at a time as well, as AISP must.
-
-    Args:
-        prompts: our methods decode them as one batch. `generate` takes one after the other, with all
-            n * kappa responses in one call, which is its best setting: it gives several responses to
-            each of several prompts only if every prompt is copied so often.
-
-    Returns:
-        One row per name, with ratio, the seconds relative to our best-of-n.
-    """
-    policy, prompts = endless(policy), whole("prompts", prompts, least=1)
-    many = [f"{PROMPT} Answer number {i}." for i in range(prompts)]
-    size: dict[str, Any] = {"n": n, "kappa": kappa, "max_new_tokens": tokens}
-
-    def ours(method: str, **more: Any) -> None:
-        outs = align(many, policy, reward, method=method, progress=False, **size, **more)
-        assert isinstance(outs, list)  # as many as prompts
-        for out in outs:
-            assert out.history["tokens"].sum() == n * kappa * tokens
-
-    def by_generate() -> None:
-        for prompt in many:
-            out = generate(policy, policy.prefix(prompt), n * kappa, tokens, TOP_P)
-            score(reward, [prompt], [policy.decode(out[:, -tokens:].tolist())])
-
-    sides: dict[str, Callable[[], None]]
-    sides = {"AISP": partial(ours, "aisp"), "best-of-n": partial(ours, "best_of_n")}
-    if kappa > 1:
-        sides["best-of-n, by iteration"] = partial(ours, "best_of_n", rows=1)
-    sides["best-of-n by generate"] = by_generate
-    table = timed(sides, repeats, warm_up=False)  # long enough that the first steps do not count
-    table["ratio"] = table["seconds"] / table.set_index("name").loc["best-of-n", "seconds"]
-    return table
 
 
 def scaling(
@@ -258,7 +224,14 @@ def main() -> None:
     peaks = {name: peak_memory(name, **size) for name in ("best_of_n", "aisp")}
     ratio = peaks["aisp"] / peaks["best_of_n"]
     print(f"\npeak memory: best-of-n {peaks['best_of_n']:.0f} MiB, AISP {peaks['aisp']:.0f} MiB")
-    print(f"ratio {ratio:.3f} (target <= 1.15)")
+    print(f"ratio {ratio:.3f} (target <= 1.15)", flush=True)
+    if policy.device.type == "cuda":
+        print("\ntargets for CUDA; shapes of known models with random weights, in bfloat16")
+        table = targets.table(policy.tokenizer, policy.device)
+        print(table.drop(columns="note").round(2).to_string(index=False, na_rep=""))
+        print("\n".join(targets.notes(table)))
+    else:
+        print(f"\nfurther targets are for CUDA, and are not measured on {policy.device.type}")
 
 
 def _text(table: "pd.DataFrame", columns: list[str]) -> str:

@@ -58,7 +58,7 @@ from aisp.checks import choice, whole
 from aisp.experiment import records as experiment
 from aisp.experiment import tables
 from aisp.experiment.contenders import GROUPS, of_groups, rows, trials, tried, tuned
-from aisp.experiment.profiles import PROFILES, records_path
+from aisp.experiment.profiles import PROFILES, TOYS, records_path
 from aisp.experiment.store.reading import load
 from aisp.policy import Policy, load_policy
 from aisp.prompts import Prompt, load_prompts
@@ -82,10 +82,9 @@ BUDGETS = {128: (16, 8), 512: (16, 32), 1024: (32, 32)}  # samples: n, kappa
 
 
 def size(samples: int, profile: str = "cpu") -> dict[str, int]:
-    """n, kappa and max_new_tokens of a budget; under the profile "smoke" those of toy size."""
-    toy = PROFILES["smoke"]
-    if profile == "smoke":
-        return {name: toy[name] for name in ("n", "kappa", "max_new_tokens")}
+    """n, kappa and max_new_tokens of a budget; under a toy profile its own."""
+    if profile in TOYS:
+        return {name: PROFILES[profile][name] for name in ("n", "kappa", "max_new_tokens")}
     if samples not in BUDGETS:
         raise ValueError(f"budget is {samples!r}; known: {', '.join(map(str, BUDGETS))} samples")
     n, kappa = BUDGETS[samples]
@@ -120,7 +119,7 @@ def seed_list(given: str) -> list[int]:
 
 
 def _few(number: int, profile: str) -> int:
-    return PROFILES["smoke"]["n_prompts"] if profile == "smoke" else number
+    return PROFILES[profile]["n_prompts"] if profile in TOYS else number
 
 
 def path_of(part: str, profile: str = "cpu", folder: Path | None = None) -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from aisp.engine.rollout import rollout
 from aisp.experiment.measures import computed_once
-from aisp.experiment.profiles import records_path
+from aisp.experiment.profiles import TOYS, records_path
 from aisp.policy import Policy
 from aisp.prompts import Prompt, load_prompts
 from aisp.rewards.base import Reward, score
@@ -52,7 +52,7 @@ def kept(
 
     In data/results/<profile>/drift_prefixes.csv and drift_credit.csv.
     """
-    size = SIZES["smoke" if profile == "smoke" else "cpu"]
+    size = SIZES["smoke" if profile in TOYS else "cpu"]
     prompts = load_prompts("builtin", split="dev", limit=size["prompts"])
     common: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sigma": SIGMA, "seed": seed}
     common["steps"] = [t for t in STEPS if t < max_new_tokens]

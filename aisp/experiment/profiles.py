@@ -8,10 +8,15 @@ from aisp.provenance import checkout
 # Settings of an experiment notebook unless its parameters say otherwise.
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {"n_prompts": 2, "n": 4, "kappa": 2, "max_new_tokens": 12},
+    "gpu-smoke": {"n_prompts": 4, "n": 16, "kappa": 4, "max_new_tokens": 32},
     "cpu": {"n_prompts": 24, "n": 16, "kappa": 8, "max_new_tokens": 48},
     "gpu": {"n_prompts": 40, "n": 32, "kappa": 32, "max_new_tokens": 128},
     "paper": {"n_prompts": 1000, "n": 32, "kappa": 32, "max_new_tokens": 128},
 }
+
+# Sizes that check the code and tell nothing. What they write is neither committed nor mixed with
+# stored results.
+TOYS = ("smoke", "gpu-smoke")
 
 
 def settings(profile: str, **overrides: Any) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from aisp import provenance
 from aisp.checks import choice, whole
-from aisp.experiment import bench, engines, timing
+from aisp.experiment import bench, engines, targets, timing
+from aisp.experiment.whole_runs import whole_runs
 from aisp.policy import load_policy
 from aisp.rewards.load import load_reward
 
@@ -36,6 +37,8 @@ def measure(
 ) -> None:
     """Measure this machine at the sizes of a profile, and write the file.
 
+    On CUDA the file also has the table "targets", but for the toy profiles.
+
     Args:
         repeats: timed runs of each side; None leaves it to the profile.
         device, dtype: of the embedded policy.
@@ -58,13 +61,16 @@ def measure(
         ),
         "engines, long prefix": engines.engines(policy, **long, **few),
         "steps": bench.engine_steps(policy, responses=n, tokens=tokens, **few),
-        "whole runs": bench.whole_runs(policy, reward, **size["whole"], **few),
-        "whole runs, many": bench.whole_runs(policy, reward, **size["many"], **few),
+        "whole runs": whole_runs(policy, reward, **size["whole"], **few),
+        "whole runs, many": whole_runs(policy, reward, **size["many"], **few),
         "scaling": bench.scaling(policy, base=size["base"], axes=size["axes"], **few),
         "base": pd.DataFrame([size["base"]]),
         "memory": pd.DataFrame({"MiB": peaks}).rename_axis("name").reset_index(),
         "limit": timing.lower_bounds(policy, n, 40 + tokens // 2),
     }
+    if size["targets"] and policy.device.type == "cuda":
+        table = targets.table(policy.tokenizer, policy.device)
+        tables["targets"] = table.astype(object).where(table.notna(), None)  # JSON has no NaN
     result = {
         "command": command,
         "date": date.today().isoformat(),

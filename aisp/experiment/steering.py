@@ -18,7 +18,7 @@ from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import Rollout, rollout
 from aisp.experiment import findings
 from aisp.experiment.measures import computed_once
-from aisp.experiment.profiles import records_path
+from aisp.experiment.profiles import TOYS, records_path
 from aisp.intervals import bootstrap
 from aisp.methods import align, misvo
 from aisp.metrics import token_kl
@@ -85,7 +85,7 @@ def kept(
 
     In data/results/<profile>/drift_steering_trials.csv and drift_steering.csv.
     """
-    few = (1, 1) if profile == "smoke" else (PROMPTS, TRIAL_PROMPTS)
+    few = (1, 1) if profile in TOYS else (PROMPTS, TRIAL_PROMPTS)
     prompts = load_prompts("builtin", split="dev", limit=sum(few))
     made = {"policy": policy.name, "reward": reward.name, "dtype": str(policy.dtype)[6:]}
     path = records_path("drift_steering", profile).with_suffix(".csv")

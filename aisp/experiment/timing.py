@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from aisp.checks import whole
 from aisp.engine.decoding import Decoding
@@ -124,17 +125,12 @@ def lower_bounds(policy: Policy, rows: int, length: int, repeats: int = 5) -> "p
     """
     rows, length = whole("rows", rows, least=1), whole("length", length, least=1)
     config = policy.model.config.get_text_config()
-    weights = [p for p in policy.model.parameters() if p.ndim == 2]
-    head = policy.model.get_output_embeddings().weight
-    embedding = policy.model.get_input_embeddings().weight
-    weights = [w for w in weights if w is not embedding or w is head]
+    weights = [w for w in read_each_step(policy.model) if w.ndim == 2]
     fast = {layer.weight: product for layer, product in products(policy.model).items()}
     inputs = {
         w.shape[1]: torch.randn(rows, w.shape[1], dtype=w.dtype, device=w.device) for w in weights
     }
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = (config.num_hidden_layers, 2, rows, length, heads * width)
+    size = (config.num_hidden_layers, 2, rows, length, key_width(config))
     cache = torch.zeros(size, dtype=policy.dtype, device=policy.device)
 
     @torch.inference_mode()
@@ -144,6 +140,20 @@ def lower_bounds(policy: Policy, rows: int, length: int, repeats: int = 5) -> "p
             fast[w](x) if w in fast else torch.nn.functional.linear(x, w)
 
     return timed({"matrix products": multiply, "cache": lambda: cache.amax()}, repeats)
+
+
+def read_each_step(model: PreTrainedModel) -> list[Tensor]:
+    """The weights that a decoding step reads: all but input embeddings that are not the head too."""
+    head = model.get_output_embeddings().weight
+    embedding = model.get_input_embeddings().weight
+    return [w for w in model.parameters() if w is not embedding or w is head]
+
+
+def key_width(config: PreTrainedConfig) -> int:
+    """Numbers in all keys, and as many in all values, of one token in one layer."""
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return heads * width
 
 
 def ratio(table: "pd.DataFrame", slow: str, fast: str) -> tuple[float, float, float]:

@@ -51,7 +51,7 @@ from aisp.experiment import contenders, tables
 from aisp.experiment import records as experiment
 from aisp.experiment.beyond import add_options, opened
 from aisp.experiment.contenders import AISP, BEST, NOISE, SCORES, STEERED, Contender
-from aisp.experiment.profiles import PROFILES, file_name, records_path
+from aisp.experiment.profiles import PROFILES, TOYS, file_name, records_path
 from aisp.experiment.store.reading import load
 from aisp.policy import Policy
 from aisp.prompts import Prompt, load_prompts
@@ -93,16 +93,14 @@ BUDGET = {"n": 16, "kappa": 8, "max_new_tokens": 64}
 
 
 def size(profile: str = "cpu") -> dict[str, int]:
-    """n, kappa and max_new_tokens; under the profile "smoke" those of toy size."""
-    return {
-        name: PROFILES["smoke"][name] if profile == "smoke" else BUDGET[name] for name in BUDGET
-    }
+    """n, kappa and max_new_tokens; under a toy profile its own."""
+    return {name: (PROFILES[profile] if profile in TOYS else BUDGET)[name] for name in BUDGET}
 
 
 def half(split: str, profile: str = "cpu") -> list[Prompt]:
     """All prompts of the "dev" or the "test" half."""
     prompts = load_prompts(data_path("verifiable.jsonl"), split=choice("split", split, list(SIZES)))
-    if profile == "smoke":
+    if profile in TOYS:
         firsts = [next(p for p in prompts if p.category == category) for category in CATEGORIES]
         return firsts
     return prompts
@@ -115,7 +113,7 @@ def prompts_of(split: str, profile: str = "cpu", folder: Path | None = None) -> 
         FileNotFoundError: the rates of the dev half are not there, which decide.
     """
     prompts = half(split, profile)
-    if profile == "smoke":
+    if profile in TOYS:
         return prompts
     solved = counts(load(path_of("rates", profile, folder)))
     few = {x.replace("-dev-", f"-{split}-") for x, n in solved.items() if FEW[0] <= n <= FEW[1]}
@@ -143,7 +141,7 @@ def asked(
         if limit is not None:
             raise ValueError(f"limit is {limit!r} without prompts; name a source, or leave it out")
         return "test", prompts_of("test", profile)
-    limit = PROFILES["smoke"]["n_prompts"] if profile == "smoke" else limit
+    limit = PROFILES[profile]["n_prompts"] if profile in TOYS else limit
     kind = Path(source.rpartition(":")[2]).name
     return file_name(kind.split(".")[0]), load_prompts(source, limit=limit)
 
@@ -165,7 +163,7 @@ def rates(
     Args:
         **options: of `experiment.run`.
     """
-    n = PROFILES["smoke"]["n"] if profile == "smoke" else SAMPLES
+    n = PROFILES[profile]["n"] if profile in TOYS else SAMPLES
     sampling = ITSELF | size(profile) | {"n": n, "kappa": 1}
     path, prompts = path_of("rates", profile, folder), half("dev", profile)
     return experiment.run(path, {POLICY: sampling}, prompts, policy, reward, **options)

@@ -7,6 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
+from aisp.experiment.profiles import TOYS
 from aisp.provenance import checkout, file_sha256, git_state
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ def save(
     Args:
         fig: the figure.
         name: file name without ending, such as "theory_free_energy".
-        profile: what the numbers were made with. Figures of the profile "smoke" go to
-            figures/smoke/, which git ignores, so that a test run never replaces a real figure.
+        profile: what the numbers were made with. Figures of a toy profile (TOYS) go to a folder of its
+            own, such as figures/smoke/, which git ignores: a test run never replaces a real figure.
         source: the records file that the figure shows, if there is one; its hash is noted.
         folder: where instead of the checkout's figures/.
         redrawn: from its records alone, outside of its notebook: then stored files that hold this very
@@ -121,8 +122,8 @@ def save(
         source and parameters, they are left as they are: their commit is that of the first drawing.
     """
     folder = Path(folder) if folder else checkout() / "figures"
-    if profile == "smoke":
-        folder = folder / "smoke"
+    if profile in TOYS:
+        folder = folder / profile
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("pdf", "png", "json")]
     record: dict[str, Any] = {"figure": name, "profile": profile, "parameters": parameters}

@@ -27,7 +27,7 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
 
     Args:
         tables: "engines" from `aisp.experiment.bench.engines`, "whole runs" from
-            `aisp.experiment.bench.whole_runs`; medians, with the range of the repeats as bars.
+            `aisp.experiment.whole_runs`; medians, with the range of the repeats as bars.
     """
     import matplotlib.pyplot as plt
 

@@ -123,7 +123,7 @@ def checkout(browser, tmp_path_factory) -> Path:
     """A copy of what notebooks need, so that running them leaves the checkout as it is."""
     folder = tmp_path_factory.mktemp("lab") / "checkout"
     folder.mkdir()
-    left_out = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "smoke")
+    left_out = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*smoke")
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=left_out)

@@ -1,15 +1,17 @@
 """The benchmark measures what it says: equal tokens on all sides, in turn, with the right ratios."""
 
+import sys
 import time
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 from aisp.engine import decoding
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
-from aisp.experiment import bench, engines, timing
-from aisp.rewards import load_reward
+from aisp.experiment import bench, engines, targets, timing
 
 
 def test_times_are_medians_of_the_repeats_without_the_warm_up():
@@ -36,23 +38,6 @@ def test_generate_and_the_engine_decode_the_same_number_of_tokens(tiny, decoding
     assert out.shape == (3, 37)
 
 
-def test_whole_runs_use_equal_budgets(tiny):
-    seen = []
-
-    def reward(prompt, response):
-        seen.append(prompt)
-        return len(response)
-
-    table = bench.whole_runs(
-        tiny("llama"), load_reward(reward), n=3, kappa=2, tokens=4, repeats=1, prompts=2
-    )
-    sides = ["AISP", "best-of-n", "best-of-n, by iteration", "best-of-n by generate"]
-    assert table["name"].tolist() == sides
-    assert table.set_index("name").loc["best-of-n", "ratio"] == 1
-    assert len(seen) == 4 * (2 * 3 * 2), "sides x (prompts x n x kappa), once"
-    assert len(set(seen)) == 2
-
-
 def test_scaling_and_lower_bounds(tiny):
     table = bench.scaling(
         tiny("llama"),
@@ -75,7 +60,7 @@ def test_scaling_and_lower_bounds(tiny):
 
 def test_every_profile_of_the_notebook_has_all_sizes():
     smoke, *others = bench.SIZES.values()
-    assert list(bench.SIZES) == ["smoke", "cpu", "gpu"]
+    assert list(bench.SIZES) == ["smoke", "gpu-smoke", "cpu", "gpu"]
     for size in others:
         assert size.keys() == smoke.keys()
         assert all(size[k].keys() == smoke[k].keys() for k in ("whole", "many", "base", "axes"))
@@ -121,7 +106,6 @@ def test_each_step_of_the_engine_is_taken_away_alone(tiny, monkeypatch):
         (lambda p: engines.engines(p, responses=(2, "4")), "responses is '4'"),
         (lambda p: engines.engines(p, tokens=0), "tokens is 0"),
         (lambda p: bench.engine_steps(p, responses=True), "responses is True"),
-        (lambda p: bench.whole_runs(p, None, prompts=0), "prompts is 0"),
         (
             lambda p: bench.scaling(p, base=dict.fromkeys(bench.AXES, 1), axes={"prompt": (1,)}),
             "axis is 'prompt'; known: prompts, responses, tokens, prefix",
@@ -141,3 +125,29 @@ def test_sizes_that_cannot_be_measured_are_refused(tiny, call, message):
 def test_a_failed_run_says_why_it_has_no_peak_memory():
     with pytest.raises(RuntimeError, match=r"(?s)failed: .*unrecognized arguments: --sizes=3"):
         bench.peak_memory("aisp", sizes=3)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_targets_for_cuda_are_printed_there_and_nowhere_else(tiny, monkeypatch, capsys, device):
+    policy = SimpleNamespace(device=torch.device(device), tokenizer=None)
+    row = {"responses": 1, "decoding": "T = 1", "name": "engine", "ratio": 1.0, "share": 1.0}
+    row |= dict.fromkeys(("tokens_per_second", "seconds", "low", "high"), 1.0)
+    table = pd.DataFrame([row])
+    monkeypatch.setattr(bench, "load_policy", lambda *args, **options: policy)
+    monkeypatch.setattr(bench, "load_reward", lambda *args, **options: None)
+    monkeypatch.setattr(bench, "machine", lambda policy: "a machine")
+    monkeypatch.setattr(bench, "engines", lambda *args, **options: table)
+    monkeypatch.setattr(bench, "whole_runs", lambda *args, **options: table)
+    monkeypatch.setattr(bench, "peak_memory", lambda *args, **options: 1.0)
+    found = [
+        targets.SECONDS.row("a shape", 14.0, "16 x 16"),
+        targets.not_measured("another", "why"),
+    ]
+    monkeypatch.setattr(targets, "table", lambda *args: pd.DataFrame(found))
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    bench.main()
+    *_, one, other = capsys.readouterr().out.splitlines()
+    if device == "cuda":
+        assert one == "a shape, time: 16 x 16" and other == "another: why"
+    else:
+        assert other == "further targets are for CUDA, and are not measured on cpu"

@@ -269,10 +269,12 @@ def test_an_interrupt_keeps_what_there_is_and_the_next_run_finishes(tiny, tmp_pa
 
 
 def test_profiles_and_their_overrides():
-    assert experiment.settings("smoke")["n"] == 4
+    assert experiment.settings("smoke")["n"] == 4 and experiment.settings("gpu-smoke")["n"] == 16
     assert experiment.settings("smoke", n=9, kappa=None)["n"] == 9
     assert experiment.settings("smoke", kappa=None) == experiment.settings("smoke")
-    with pytest.raises(ValueError, match="unknown profile 'huge'; known: smoke, cpu, gpu, paper"):
+    with pytest.raises(
+        ValueError, match="unknown profile 'huge'; known: smoke, gpu-smoke, cpu, gpu, paper"
+    ):
         experiment.settings("huge")
     with pytest.raises(ValueError, match=r"no setting \['m'\]; known: n_prompts"):
         experiment.settings("smoke", m=1)

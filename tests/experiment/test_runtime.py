@@ -1,11 +1,13 @@
 """Sentences about timings: what a range supports, and what is noise."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 
-from aisp.experiment import bench, runtime
+from aisp.experiment import bench, runtime, targets
 
 
 def timings(**seconds):
@@ -87,13 +89,18 @@ def test_what_is_stored_is_read_with_its_machine_and_date_and_named_when_missing
     assert "1.100 times" in runtime.memory(stored.tables["memory"])
 
 
-def test_measuring_writes_every_table_that_the_notebook_shows(tmp_path, monkeypatch):
+@pytest.fixture
+def nothing_measured(monkeypatch):
     one = pd.DataFrame([{"name": "x", "seconds": 1.0}])
     monkeypatch.setattr(runtime.engines, "engines", lambda *args, **kwargs: one)
-    for name in ("engine_steps", "whole_runs", "scaling"):
+    monkeypatch.setattr(runtime, "whole_runs", lambda *args, **kwargs: one)
+    for name in ("engine_steps", "scaling"):
         monkeypatch.setattr(bench, name, lambda *args, **kwargs: one)
     monkeypatch.setattr(bench, "peak_memory", lambda *args, **kwargs: 1.0)
     monkeypatch.setattr(runtime.timing, "lower_bounds", lambda *args: one)
+
+
+def test_measuring_writes_every_table_that_the_notebook_shows(tmp_path, nothing_measured):
     path = tmp_path / "cpu" / "runtime.json"
     runtime.measure(path, "smoke", dtype="float32", device="cpu", command="a command")
     made = runtime.read(path)
@@ -102,3 +109,25 @@ def test_measuring_writes_every_table_that_the_notebook_shows(tmp_path, monkeypa
     assert set(made.about) == set(committed.about) and made.about["repeats"] == 1
     with pytest.raises(ValueError, match="repeats"):
         runtime.measure(path, "smoke", repeats=0, command="")
+
+
+@pytest.mark.parametrize(
+    ("device", "profile"), [("cuda", "gpu"), ("cuda", "smoke"), ("cpu", "gpu")]
+)
+def test_on_cuda_the_targets_are_stored_too(
+    tmp_path, monkeypatch, nothing_measured, device, profile
+):
+    policy = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16, tokenizer=None)
+    monkeypatch.setattr(runtime, "load_policy", lambda *args, **options: policy)
+    monkeypatch.setattr(runtime, "load_reward", lambda *args, **options: None)
+    monkeypatch.setattr(runtime.provenance, "environment", lambda device: {})
+    rows = [targets.SECONDS.row("fits", 14.0), targets.not_measured("does not", "why")]
+    monkeypatch.setattr(targets, "table", lambda *args: pd.DataFrame(rows))
+    path = tmp_path / "runtime.json"
+    runtime.measure(path, profile, command="a command")
+    assert "NaN" not in path.read_text(), "no JSON"
+    tables = runtime.read(path).tables
+    assert ("targets" in tables) == ((device, profile) == ("cuda", "gpu"))
+    if "targets" in tables:
+        assert tables["targets"]["met"].tolist() == ["yes", "not measured"]
+        assert tables["targets"]["measured"].isna().tolist() == [False, True]

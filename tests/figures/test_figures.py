@@ -251,11 +251,12 @@ def test_save_writes_pdf_png_and_provenance(tmp_path):
     assert (paths[1].read_bytes(), paths[0].read_bytes()) == before  # no dates inside
 
 
-def test_smoke_never_replaces_a_real_figure(tmp_path):
+@pytest.mark.parametrize("profile", ["smoke", "gpu-smoke"])
+def test_a_toy_profile_never_replaces_a_real_figure(tmp_path, profile):
     fig = figures.reward_curves(records())
     real = figures.save(fig, "f", profile="cpu", folder=tmp_path)
-    smoke = figures.save(fig, "f", profile="smoke", folder=tmp_path)
-    assert real[0].parent == tmp_path and smoke[0].parent == tmp_path / "smoke"
+    toy = figures.save(fig, "f", profile=profile, folder=tmp_path)
+    assert real[0].parent == tmp_path and toy[0].parent == tmp_path / profile
 
 
 def compared():
