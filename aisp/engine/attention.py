@@ -67,10 +67,15 @@ def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
     return None
 
 
+def select(cache: Any, rows: Tensor) -> None:
+    """Keep these rows of a cache or a layer. Of the ways that they have, the one that all know."""
+    cache.reorder_cache(rows)
+
+
 class PrefixCache(Cache):
     """Keys and values of P prefixes, and of the responses to each."""
 
-    layers: list["_Layer | LinearAttentionLayer"]  # type: ignore[assignment]  # no others
+    layers: list["_Layer | LinearAttentionLayer"]  # type: ignore[assignment]  # no layer of another kind
 
     def __init__(
         self, prefill: Cache, mask: Tensor | None, n: int, steps: int, *, static: bool = False
@@ -113,7 +118,7 @@ class PrefixCache(Cache):
             if isinstance(layer, _Layer):
                 layer.keep(rows, alive if len(alive) < len(layer.prefix_keys) else None)
             else:
-                layer.reorder_cache(rows)  # type: ignore[arg-type]  # hints a class, not a dtype
+                select(layer, rows)
         if self.padding is not None:
             self.padding = self.padding[alive.to(self.padding.device)]
         self._group()
@@ -158,8 +163,7 @@ def _taken_over(layer: Any, n: int, steps: int) -> "_Layer | LinearAttentionLaye
     """A layer of a cache that is filled with one row per prompt, as one with n rows for each."""
     if isinstance(layer, LinearAttentionLayer):
         prompts = next(len(x) for x in layer.conv_states.values() if x is not None)
-        rows = torch.arange(prompts).repeat_interleave(n)
-        layer.reorder_cache(rows)  # type: ignore[arg-type]  # hints a class, not a dtype
+        select(layer, torch.arange(prompts).repeat_interleave(n))
         return layer
     window = layer.sliding_window if layer.is_sliding else None
     return _Layer(layer.keys, layer.values, n, steps, window)

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
-from aisp.engine.attention import PrefixCache, no_mask, obstacle_to_sharing, shared_prefix
+from aisp.engine.attention import PrefixCache, no_mask, obstacle_to_sharing, select, shared_prefix
 from aisp.engine.packed import packed
 from aisp.policy import Policy, prelogits_changed
 
@@ -96,7 +96,7 @@ class Stepper:
             self.mask = None
         else:
             rows = torch.arange(len(self.ids), device=self.ids.device)
-            _select(self.cache, rows.repeat_interleave(repeat))
+            select(self.cache, rows.repeat_interleave(repeat))
             self.mask = None if self.mask is None else self.mask.repeat_interleave(repeat, 0)
         return logits
 
@@ -131,7 +131,7 @@ class Stepper:
         if isinstance(self.cache, PrefixCache):
             self.cache.keep(rows)
         else:
-            _select(self.cache, rows)
+            select(self.cache, rows)
         if isinstance(self.recorded, Recorded):  # and not a step that could not be recorded
             self.recorded = None
         self.positions = self.positions[rows]
@@ -202,11 +202,6 @@ class Recorded:
         with torch.cuda.device(self.device):
             self.graph.replay()
         return self.outputs
-
-
-def _select(cache: Cache, rows: Tensor) -> None:
-    """Keep these rows. Of the ways that a cache has, the one that layers of every kind know."""
-    cache.reorder_cache(rows)  # type: ignore[arg-type]  # its hint names a class, not a dtype
 
 
 def _recorded(function, inputs, states):

@@ -232,6 +232,13 @@ def limit(tables: "dict[str, pd.DataFrame]", tokens: int) -> list[str]:
     ]
 
 
+def of_targets(tables: "dict[str, pd.DataFrame]") -> list[str]:
+    """What stands behind each row of the table of targets; or that there is none, and why."""
+    if "targets" in tables:
+        return targets.notes(tables["targets"])
+    return ["Nothing here was measured on a GPU: no target is met or missed."]
+
+
 def memory(table: "pd.DataFrame") -> str:
     """The peaks of the two methods."""
     peak = table.set_index("name")["MiB"]

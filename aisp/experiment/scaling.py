@@ -198,6 +198,16 @@ def stored(path: Path) -> "pd.DataFrame":
     return pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["table"])
 
 
+def origin(path: Path) -> str:
+    """When and where that was measured, in a sentence."""
+    about = json.loads(path.read_text(encoding="utf-8"))
+    return (
+        f"Measured on {about['date']} on a {about['device'].upper()} with {about['threads']} threads, "
+        f"the embedded model in float32, torch {about['packages']['torch']}, commit "
+        f"{str(about['commit'])[:7]}."
+    )
+
+
 def sentences(table: "pd.DataFrame") -> list[str]:
     """What was measured, in words."""
     of = table.set_index("way")

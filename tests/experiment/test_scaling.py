@@ -1,10 +1,12 @@
 """How experiments on several workers scale: the batches of records, and greedy work on them."""
 
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fake_runs import PROMPTS, run_fake
 
 from aisp.experiment import scaling
@@ -68,6 +70,9 @@ def test_what_was_measured_is_stored_and_said(tmp_path):
     assert read["seconds"].tolist() == [1.0, 1.1, 0.6] and read["overhead"].isna().tolist()[0]
     two, cost = scaling.sentences(read)
     assert "1.83 times as fast" in two and "takes 4 ms more" in cost
+    today = date.today().isoformat()
+    said = scaling.origin(tmp_path / "workers.json")
+    assert said.startswith(f"Measured on {today} on a CPU with {torch.get_num_threads()} threads")
 
 
 @pytest.mark.slow

@@ -138,17 +138,19 @@ def test_aisp_is_compared_with_best_of_n_in_batches_of_its_size(tiny, monkeypatc
     assert "takes 1.0 s, AISP 4.0 s" in row["note"], "what batching best-of-n gains is said too"
 
 
-@pytest.mark.parametrize("name", ["llama", "lfm2"])
-def test_long_runs_say_what_was_published_and_what_slows_them_here(tiny, monkeypatch, name):
+@pytest.mark.parametrize("obstacle", [None, "asked to"])
+def test_long_runs_say_what_was_published_and_what_slows_them_here(tiny, monkeypatch, obstacle):
+    monkeypatch.setattr(targets, "obstacle_to_sharing", lambda model: obstacle)
     found = timings(**{"AISP": 43.0, "best-of-n": 12.0})
     monkeypatch.setattr(targets, "whole_runs", lambda *args, **options: found)
-    rows = targets.long_runs(tiny(name), n=16, kappa=16, tokens=512, repeats=1)
+    rows = targets.long_runs(tiny("lfm2"), n=16, kappa=16, tokens=512, repeats=1)
     assert [(r["name"], r["measured"], r["met"]) for r in rows] == [
         ("time of best-of-n", 12.0, "yes"),
         ("time of AISP", 43.0, "no"),
     ]
     assert "published: 24.4 s" in rows[0]["note"] and "published: 43.3 s" in rows[1]["note"]
-    assert all(("without shared prefixes" in r["note"]) == (name == "lfm2") for r in rows)
+    slow = "without shared prefixes and CUDA graphs: asked to"
+    assert all((slow in r["note"]) == (obstacle is not None) for r in rows)
 
 
 # -- the table ------------------------------------------------------------------------------------
@@ -162,13 +164,11 @@ def check_whole(table):
     assert one.startswith("Llama-3-8B, speed of the engine over generate: top-p 0.9, 3 responses")
 
 
-@pytest.mark.filterwarnings("ignore:Lfm2ForCausalLM decodes without shared prefixes")
 def test_every_shape_is_measured(small, byte_tokenizer):
     check_whole(targets.table(byte_tokenizer, CPU, sizes=SIZES, dtype=torch.float32))
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Lfm2ForCausalLM decodes without shared prefixes")
 def test_every_shape_is_measured_on_cuda(small, byte_tokenizer):
     check_whole(targets.table(byte_tokenizer, torch.device("cuda"), sizes=SIZES))
 
