@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aisp import assets
 from aisp.checks import choice
-from aisp.pins import with_revision
+from aisp.pins import note_commit, with_revision
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ def load_pretrained(
         if bars:
             transformers.utils.logging.enable_progress_bar()
     _check_complete(model, info, name, optional)
+    if not embedded:
+        note_commit(model.config, name, options)
     if options.get("device_map") is None:
         model = model.to(device)
     require_finite(model.named_parameters(), repr(str(name)))

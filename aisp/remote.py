@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from aisp import assets
 from aisp.checks import flag
 from aisp.loading import resolve_device, resolve_dtype
-from aisp.pins import with_revision
+from aisp.pins import note_commit, with_revision
 
 VERSIONS = "0.32."  # what the version of vLLM begins with
 WORKER = "aisp.engine.vllm_worker"
@@ -254,6 +254,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load {str(name)!r}: {' '.join(str(error).split())}") from error
+    note_commit(config, source, given)
     if getattr(config.get_text_config(), "final_logit_softcapping", None):
         raise ValueError(_not_linear(source, "final_logit_softcapping of its configuration"))
     options = {"enable_prefix_caching": True, "disable_log_stats": True, **arguments}

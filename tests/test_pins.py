@@ -1,7 +1,6 @@
 """Commits of the hub: which are known, and that whatever loads an id asks for its commit."""
 
 import re
-from types import SimpleNamespace
 
 import fake_vllm
 import pytest
@@ -10,11 +9,15 @@ from tiny import tiny_model
 
 import aisp
 from aisp import pins
+from aisp.experiment import identity
+from aisp.experiment.identity.weights import weight_files
 from aisp.loading import load_pretrained
+from aisp.methods import configure
 from aisp.pins import revision_of, with_revision
 from aisp.rewards.hub import load_reward_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NEWEST = COMMIT[::-1]
 
 
 @pytest.fixture
@@ -93,8 +96,36 @@ def test_vllm_is_given_the_pin_and_records_are_told_apart_as_before(
     assert given.llm.seen["revision"] == given.settings["revision"] == "main"
 
 
-def test_a_run_names_the_commit_that_was_loaded():
-    from aisp.experiment.identity.weights import weight_files
+@pytest.fixture
+def two_commits(pin, hub_cache, byte_tokenizer):
+    """org/model, whose newest commit has other weights than the one that it is pinned to."""
+    for seed, commit in enumerate([COMMIT, NEWEST]):
+        folder = hub_cache("org/model", commit, newest=commit == NEWEST)
+        tiny_model("llama", seed=seed).save_pretrained(folder)
+        byte_tokenizer.save_pretrained(folder)
+    pin("org/model")
+    return "org/model"
 
-    model = SimpleNamespace(config=SimpleNamespace(_commit_hash=COMMIT))
-    assert weight_files(SimpleNamespace(name="org/model", model=model)) == {"revision": COMMIT}
+
+@pytest.mark.parametrize(
+    ("given", "seed", "commit"), [({}, 0, COMMIT), ({"revision": "main"}, 1, NEWEST)]
+)
+def test_the_pinned_weights_are_loaded_and_runs_name_their_commit(two_commits, given, seed, commit):
+    policy = aisp.load_policy(two_commits, device="cpu", dtype="float32", **given)
+    expected = tiny_model("llama", seed=seed).lm_head.weight
+    assert torch.equal(policy.model.lm_head.weight, expected)
+    assert weight_files(policy) == {"revision": commit}
+
+
+def test_records_of_vllm_are_told_apart_by_the_commit(two_commits, monkeypatch):
+    fake_vllm.install(monkeypatch)
+    load = {"engine": "vllm", "device": "cpu", "dtype": "float32"}
+    pinned, newest = (
+        aisp.load_policy(two_commits, **load, **given) for given in ({}, {"revision": NEWEST})
+    )
+    assert pinned.model.config._commit_hash == COMMIT
+    assert newest.model.config._commit_hash == NEWEST
+    ours, others = (
+        identity.made_with(p, None, {"x": configure("best_of_n")}) for p in (pinned, newest)
+    )
+    assert ours["x"]["policy_sha256"] != others["x"]["policy_sha256"]

@@ -2,10 +2,13 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 import transformers as tf
+from safetensors import safe_open
 from tiny import (
     ARCHITECTURES,
     SIZE,
@@ -16,6 +19,7 @@ from tiny import (
     with_first_token,
 )
 
+from aisp import pins
 from aisp.experiment.hub_checks import check_policy, check_prompts, check_reward
 
 FEW = SIZE | {"num_key_value_heads": 2, "num_hidden_layers": 2}
@@ -239,6 +243,38 @@ def test_what_is_no_reward_model(tmp_path, byte_tokenizer):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"has no model\.safetensors.*are in pytorch_model\.bin"):
         check_reward(tmp_path)
+
+
+# On the hub
+
+
+def test_an_id_is_checked_at_its_commit(hub_cache, byte_tokenizer, monkeypatch):
+    """The hub's answers are made up; configuration, tokenizer and card come from its cache."""
+    commit, id = "0123456789abcdef0123456789abcdef01234567", "org/reward"
+    folder = hub_cache(id, commit)
+    save_reward_model(folder, with_first_token(byte_tokenizer), "ultrarm")
+    (folder / "README.md").write_text("Human: {instruction}\n\nAssistant: {completion}")
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        held = SimpleNamespace(weight_map=dict.fromkeys(tensors.keys(), "model.safetensors"))
+    asked = []
+
+    def listing(self, id, revision):
+        asked.append((id, revision))
+        return [path.name for path in folder.iterdir()]
+
+    def metadata(id, revision):
+        asked.append((id, revision))
+        return held
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listing)
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", metadata)
+    monkeypatch.setattr(pins, "pins", lambda: {"model": {id: {"revision": commit}}})
+    found = check_reward(id)
+    assert found["file"] == "model.safetensors" and found["reads"] == "ultrarm_format"
+    assert len(asked) > 1 and set(asked) == {(id, commit)}
+    del held.weight_map["regression_head.weight"]
+    with pytest.raises(ValueError, match=r"org/reward has no weights for regression_head\.weight"):
+        check_reward(id)
 
 
 # Data sets
