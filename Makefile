@@ -24,7 +24,7 @@ unexport JUPYTER_PATH
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run experiment notebooks test typecheck test-slow test-gpu test-vllm test-browser coverage docs bench lab clean
+.PHONY: help setup run experiment notebooks test typecheck test-slow test-gpu test-vllm test-browser test-hub coverage docs bench lab clean
 .PHONY: params-given
 
 help:
@@ -83,7 +83,7 @@ test: setup ## lint, check types, run the fast tests, and execute every notebook
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -m "not slow and not gpu and not vllm and not browser"
+	$(PY) -m pytest -m "not slow and not gpu and not vllm and not browser and not hub"
 # Everything anew, at toy size: stored smoke records would let the notebooks resume, and so test nothing.
 	@rm -rf data/results/smoke figures/smoke outputs/smoke && mkdir -p outputs/smoke
 	@for notebook in $(NOTEBOOKS); do \
@@ -98,7 +98,7 @@ typecheck: setup ## check the types of aisp/ alone (a part of `make test`)
 	$(PY) -m mypy
 
 test-slow: setup ## run the tests that `make test` leaves out for their length
-	$(PY) -m pytest -m "slow and not gpu and not vllm and not browser"
+	$(PY) -m pytest -m "slow and not gpu and not vllm and not browser and not hub"
 
 # A GPU that torch does not find would leave the notebooks to the CPU, and every test to its own error.
 # Stored records would let the notebooks resume, and so test nothing.
@@ -125,10 +125,14 @@ test-vllm: $(STAMP_VLLM) ## install vLLM for the CPU into .venv-vllm and test it
 test-browser: setup docs ## open notebooks in JupyterLab and the site in Chromium; pictures in outputs/browser/
 	$(PY) -m pytest -m browser tests/browser
 
+# Against the hub as it is today: it downloads no weights. A token of your account opens gated models.
+test-hub: setup ## check every model, reward and data set of notebooks/params on the Hugging Face hub (HF_TOKEN=...)
+	HF_HUB_OFFLINE=0 $(PY) -m pytest -m hub -rA tests/hub
+
 coverage: setup ## run the fast tests, and print how much of aisp/ they execute, least covered files first
 	@mkdir -p outputs
 	$(PY) -m coverage erase
-	$(PY) -m coverage run -m pytest -m "not slow and not gpu and not vllm and not browser"
+	$(PY) -m coverage run -m pytest -m "not slow and not gpu and not vllm and not browser and not hub"
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage html --quiet
 	@$(PY) -m coverage report

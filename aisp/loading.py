@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aisp import assets
 from aisp.checks import choice
+from aisp.pins import note_commit, with_revision
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def load_pretrained(
         device: where the model goes, unless device_map is among the options.
         folder: finds the embedded model; default that of the policy.
         optional: from a weight's name to whether the checkpoint may lack it.
-        **options: of the model's `from_pretrained`.
+        **options: of the model's `from_pretrained`; the revision is that of `aisp.pins`, if not given.
 
     Raises:
         ValueError: a model or tokenizer that cannot be found or loaded, with what was tried; weights
@@ -49,6 +50,7 @@ def load_pretrained(
 
     embedded = assets.is_embedded(name)
     source = (folder or assets.policy_dir)() if embedded else name
+    options = with_revision(name, options)
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "trust_remote_code")}
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
@@ -62,11 +64,14 @@ def load_pretrained(
         known = isinstance(error, OSError | ValueError | SafetensorError)
         if not known and type(error) not in (Exception, RuntimeError):
             raise
-        raise ValueError(_not_loaded(name, source, what, embedded, error)) from error
+        told = _not_loaded(name, source, what, embedded, options.get("revision"), error)
+        raise ValueError(told) from error
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
     _check_complete(model, info, name, optional)
+    if not embedded:
+        note_commit(model.config, name, options)
     if options.get("device_map") is None:
         model = model.to(device)
     require_finite(model.named_parameters(), repr(str(name)))
@@ -164,7 +169,12 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
 
 
 def _not_loaded(
-    name: str | Path, source: str | Path, what: str, embedded: bool, error: Exception
+    name: str | Path,
+    source: str | Path,
+    what: str,
+    embedded: bool,
+    revision: str | None,
+    error: Exception,
 ) -> str:
     cause = " ".join(str(error).split())  # of one line; some list all that was tried
     if embedded:
@@ -184,8 +194,9 @@ def _not_loaded(
             f"cannot load {str(name)!r} ({what}) from this local path: the folder must hold "
             f"config.json and the weights as *.safetensors. Cause: {cause}"
         )
+    at = f", revision {revision} (revision='main' is the newest)" if revision else ""
     return (
-        f"cannot load {str(name)!r} ({what}); tried it as a local path and on the hub. Check the "
+        f"cannot load {str(name)!r} ({what}{at}); tried it as a local path and on the hub. Check the "
         "name; without network, or for gated models without a token, the Hugging Face hub is out "
         f"of reach: download the model first, or use 'embedded'. Cause: {cause}"
     )

@@ -250,9 +250,10 @@ def load_policy(
         device_map: spread a model over several devices (accelerate); then `device` is not used.
         engine: "aisp", or "vllm", which must be installed (see `aisp.remote`) and runs the model in
             processes of its own: AISP and its variants and best-of-n, on one or many GPUs.
-        **from_pretrained: further arguments of `from_pretrained`, such as revision or token; with
-            engine="vllm" those of `vllm.LLM`, such as gpu_memory_utilization=0.5 or max_model_len=2048.
-            Weights are read from safetensors only unless use_safetensors=False is among them.
+        **from_pretrained: further arguments of `from_pretrained`, such as revision (default: see
+            `aisp.pins`) or token; with engine="vllm" those of `vllm.LLM`, such as
+            gpu_memory_utilization=0.5 or max_model_len=2048. Weights are read from safetensors only
+            unless use_safetensors=False is among them.
 
     Raises:
         ValueError: a model that cannot be found or loaded, with what was tried; one of another kind,

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aisp.pins import revision_of
+
 Messages = list[dict[str, str]]
 Row = tuple[str, int, dict[str, Any]]  # where it stands (for errors), row number from 0, record
 
@@ -87,12 +89,15 @@ def file_rows(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path}: damaged or not gzip ({error}). Fetch it again") from error
 
 
-def hub_rows(source: str, split: str | None) -> Iterator[Row]:
+def hub_rows(source: str, split: str | None, *, streaming: bool = False) -> Iterator[Row]:
     """The records of a data set on the Hugging Face hub, with the fields that are read.
+
+    It is loaded at the revision of `aisp.pins`.
 
     Args:
         source: a key of HUB.
         split: of the data set; None is the last, "test" where there is one.
+        streaming: download no more than what is read.
 
     Raises:
         ValueError, ImportError, RuntimeError: an unknown split; no `datasets`; the hub out of reach.
@@ -105,7 +110,8 @@ def hub_rows(source: str, split: str | None) -> Iterator[Row]:
     try:
         import datasets
 
-        rows = datasets.load_dataset(dataset, data_dir=data_dir, split=split)
+        place = {"data_dir": data_dir, "revision": revision_of(dataset, "dataset")}
+        rows = datasets.load_dataset(dataset, split=split, streaming=streaming, **place)
     except ImportError as error:
         raise ImportError(f"{dataset} needs `pip install datasets` ({error}), {local}") from error
     except Exception as error:  # offline, gated, moved: the hub raises many types

@@ -14,6 +14,7 @@ from typing import Any
 # What decides a result; executed notebooks, records and figures are results themselves.
 INPUTS = (
     "aisp",
+    "data/hub.json",
     "data/judge",
     "data/prompts.jsonl",
     "data/ram",

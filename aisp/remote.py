@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from aisp import assets
 from aisp.checks import flag
 from aisp.loading import resolve_device, resolve_dtype
+from aisp.pins import note_commit, with_revision
 
 VERSIONS = "0.32."  # what the version of vLLM begins with
 WORKER = "aisp.engine.vllm_worker"
@@ -88,7 +89,7 @@ class RemoteModel:
         self.llm, self._processes = llm, processes
         self._asked: Thread | None = None
         self.config, self.source, self.settings = config, source, settings
-        self.generation_config = _generation_config(source, settings.get("revision"))
+        self.generation_config = _generation_config(source, getattr(config, "_commit_hash", None))
         facts = next(x for x in self._call("aisp_facts") if x is not None)
         self.device, self.dtype = torch.device(facts["device"]), getattr(torch, facts["dtype"])
         self.d, self.engine = facts["d"], f"vllm {facts['version']}"
@@ -245,15 +246,17 @@ def load(
                 f"{wrong} cannot be given: the perturbation of the logits needs its own, or none"
             )
     place, source = resolve_device(device), _source(name)
+    settings = {k: v for k, v in arguments.items() if k not in SPEED}
+    arguments = with_revision(name, arguments)
     given = {"revision": arguments.get("revision"), "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **given)
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load {str(name)!r}: {' '.join(str(error).split())}") from error
+    note_commit(config, source, given)
     if getattr(config.get_text_config(), "final_logit_softcapping", None):
         raise ValueError(_not_linear(source, "final_logit_softcapping of its configuration"))
-    settings = {k: v for k, v in arguments.items() if k not in SPEED}
     options = {"enable_prefix_caching": True, "disable_log_stats": True, **arguments}
     options |= {"load_format": "safetensors"} if safe and "load_format" not in arguments else {}
     if place.type == "cpu":

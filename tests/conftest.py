@@ -97,6 +97,23 @@ def trained_adapter(tiny, tmp_path_factory):
     return out, work, report
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A cache of the hub as after downloads: makes and returns the folder of an id at a commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def snapshot(id: str, commit: str, newest: bool = False) -> Path:
+        repository = tmp_path / "hub" / f"models--{id.replace('/', '--')}"
+        folder = repository / "snapshots" / commit
+        folder.mkdir(parents=True)
+        if newest:
+            (repository / "refs").mkdir()
+            (repository / "refs" / "main").write_text(commit)
+        return folder
+
+    return snapshot
+
+
 @pytest.fixture(params=["jsonl", "jsonl.gz"])
 def write(request, tmp_path):
     """Writes records (or raw lines) as a plain or a compressed file, and returns its path."""

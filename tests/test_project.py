@@ -176,15 +176,16 @@ def test_make_test_checks_style_and_types_before_it_runs_anything_long():
 
 @needs_make
 def test_every_test_belongs_to_one_target():
-    """Those marked slow, gpu or browser are left out of `make test` and run by their own targets."""
+    """Those marked slow, gpu, browser or hub are left out of `make test`, and have their own."""
     asked = {
         target: re.findall(r'-m pytest -m (".*?"|\S+)', make("-n", target, "VENV=nowhere").stdout)
-        for target in ("test", "coverage", "test-slow", "test-gpu", "test-browser")
+        for target in ("test", "coverage", "test-slow", "test-gpu", "test-browser", "test-hub")
     }
-    quick = '"not slow and not gpu and not vllm and not browser"'
+    quick = '"not slow and not gpu and not vllm and not browser and not hub"'
     assert asked["test"] == asked["coverage"] == [quick]
-    assert asked["test-slow"] == ['"slow and not gpu and not vllm and not browser"']
-    assert asked["test-gpu"] == ["gpu"] and asked["test-browser"] == ["browser"]
+    assert asked["test-slow"] == ['"slow and not gpu and not vllm and not browser and not hub"']
+    for name in ("gpu", "browser", "hub"):
+        assert asked[f"test-{name}"] == [name]
 
 
 def noting(folder: Path, code: str = "") -> Path:
@@ -316,7 +317,7 @@ def test_the_workflows_run_the_command_of_the_readme_and_the_notebooks():
     assert versions == ["3.11", "3.12", "3.13"]
     assert PROJECT["project"]["requires-python"] == f">={versions[0]}"
     runs = [step.get("run") for job in nightly["jobs"].values() for step in job["steps"]]
-    assert {"make notebooks", "make test-slow"} <= set(runs)
+    assert {"make notebooks", "make test-slow", "make test-hub"} <= set(runs)
 
 
 def test_hooks_before_a_commit_run_pinned_tools_of_the_environment():

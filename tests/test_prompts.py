@@ -12,6 +12,7 @@ import pytest
 
 import aisp.prompts
 import aisp.provenance
+from aisp.pins import revision_of
 from aisp.preference_data import hh_pairs
 from aisp.prompts import Prompt, as_messages, load_prompts
 
@@ -31,10 +32,11 @@ def hub(monkeypatch):
         calls, rows, error = (), [], None
 
         def load(self, name, **options):
-            self.calls += ((name, options),)
+            self.calls += ((name, options["data_dir"], options["split"], options["revision"]),)
             if self.error:
                 raise self.error
-            return datasets.Dataset.from_list(self.rows)
+            rows = datasets.Dataset.from_list(self.rows)
+            return rows.to_iterable_dataset() if options["streaming"] else rows
 
     hub = Hub()
     monkeypatch.setattr(datasets, "load_dataset", hub.load)
@@ -316,8 +318,8 @@ def test_shp_from_the_hub(hub):
     assert [p.id for p in load_prompts("shp")] == ["shp-a", "shp-b"]
     load_prompts("shp", split="validation", limit=1)
     assert hub.calls == (
-        ("stanfordnlp/SHP", {"data_dir": None, "split": "test"}),
-        ("stanfordnlp/SHP", {"data_dir": None, "split": "validation"}),
+        ("stanfordnlp/SHP", None, "test", revision_of("stanfordnlp/SHP", "dataset")),
+        ("stanfordnlp/SHP", None, "validation", revision_of("stanfordnlp/SHP", "dataset")),
     )
 
 
@@ -325,7 +327,8 @@ def test_hh_from_the_hub(hub):
     hub.rows = [{"chosen": ONE_TURN, "rejected": "x"}, {"chosen": TWO_TURNS, "rejected": "y"}]
     (prompt,) = load_prompts("hh", offset=1)
     assert (prompt.id, prompt.source, len(prompt.messages)) == ("hh-1", "hh", 3)
-    assert hub.calls == (("Anthropic/hh-rlhf", {"data_dir": "harmless-base", "split": "test"}),)
+    pin = revision_of("Anthropic/hh-rlhf", "dataset")
+    assert hub.calls == (("Anthropic/hh-rlhf", "harmless-base", "test", pin),) and len(pin) == 40
 
 
 def test_hub_bad_row_names_dataset_and_row(hub):
@@ -478,7 +481,12 @@ def test_ifeval_from_a_file_and_from_the_hub_are_the_same(write, hub):
     hub.rows = [WITH_NULLS]
     (same,) = load_prompts("ifeval")
     assert same == first and same.where == "google/IFEval, train row 0"
-    assert hub.calls[-1] == ("google/IFEval", {"data_dir": None, "split": "train"})
+    assert hub.calls[-1] == (
+        "google/IFEval",
+        None,
+        "train",
+        revision_of("google/IFEval", "dataset"),
+    )
     with pytest.raises(ValueError, match="split is 'test'; google/IFEval has train"):
         load_prompts("ifeval", split="test")
     with pytest.raises(

@@ -10,8 +10,8 @@ output at the last token. `architectures` in a checkpoint's config says which fo
 
 Not checked here, because the hub is out of reach: the real checkpoints. Names, formats and head are
 those of their model cards and of public code that uses them; the tests save small random models
-with these names. If a score of a real checkpoint disagrees with its card, check first:
-the blank line before "Assistant:" (the card of UltraRM defines its template so, and has a single
+with these names, and `make test-hub` compares names and format with those on the hub. If a score of
+a real checkpoint disagrees with its card, check first: the blank line before "Assistant:" (the card of UltraRM defines its template so, and has a single
 line break in its examples), and whether the tokenizer puts the beginning-of-text token first.
 """
 

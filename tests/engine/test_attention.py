@@ -56,6 +56,20 @@ def test_the_same_tokens_where_every_layer_has_a_window(byte_tokenizer, monkeypa
     torch.testing.assert_close(shared.prelogits, copied.prelogits, atol=1e-4, rtol=1e-4)
 
 
+def test_the_same_tokens_where_the_model_also_reads_images(byte_tokenizer, monkeypatch):
+    """As Gemma 3 from 4B on is loaded: the language model within another, with a window in one layer."""
+    torch.manual_seed(0)
+    text = SIZE | {"num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 8}
+    text |= {"sliding_window": 8, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = tf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = tf.AutoModelForCausalLM.from_config(config).float()
+    assert type(model) is tf.Gemma3ForConditionalGeneration
+    shared, copied = both(monkeypatch, Policy(model, byte_tokenizer), PROMPTS, 4, 20)
+    assert torch.equal(shared.tokens, copied.tokens)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_same_tokens_while_responses_and_whole_prompts_leave(tiny, monkeypatch, name):
     """Every third token ends a turn, so that rows leave step by step, and unevenly."""
