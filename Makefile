@@ -59,7 +59,7 @@ run: setup ## compute the quickstart anew into outputs/ and print answers and ta
 # The file is read once before anything runs: what is wrong in it is said at once, and not by a kernel.
 experiment: params-given setup ## execute 06_main_results and print its table: PARAMS=notebooks/params/cpu.yaml (WORKERS=8: on Ray)
 	@mkdir -p outputs
-	@records=$$($(PY) -m aisp.experiment.main_results "$$PARAMS") || exit 1; \
+	@records=$$($(PY) -m aisp.experiment.studies.main_results "$$PARAMS") || exit 1; \
 	file=$${PARAMS##*/}; executed="outputs/06_$${file%.*}.ipynb"; \
 	$(PAPERMILL) notebooks/06_main_results.ipynb "$$executed" -f "$$PARAMS" $${WORKERS:+-p workers "$$WORKERS"} || exit 1; \
 	echo; \
@@ -145,7 +145,7 @@ docs: $(STAMP) ## build the site into outputs/site: notebooks as they are stored
 	@echo "open outputs/site/index.html"
 
 bench: setup ## measure the decoding engine and the methods on this machine, vLLM too where .venv-vllm is
-	VENV_VLLM="$(VENV_VLLM)" $(PY) -m aisp.experiment.bench
+	VENV_VLLM="$(VENV_VLLM)" $(PY) -m aisp.experiment.speed.bench
 
 lab: setup ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab $(LAB_FLAGS) notebooks/

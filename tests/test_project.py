@@ -248,13 +248,15 @@ def test_make_test_gpu_asks_for_cuda_first_and_executes_its_notebooks_there(ther
 def test_make_experiment_takes_any_name_of_a_file_and_workers(name, workers, tmp_path):
     """With a Python that only notes what it was called with."""
     params = tmp_path / name
-    says = "print('the records.jsonl') if 'aisp.experiment.main_results' in sys.argv else None"
+    says = (
+        "print('the records.jsonl') if 'aisp.experiment.studies.main_results' in sys.argv else None"
+    )
     venv = noting(tmp_path, says)
     params.write_text("profile: smoke\n")
     done = make("experiment", f"VENV={venv}", f"PARAMS={params}", f"WORKERS={workers}")
     assert done.returncode == 0, done.stderr
     called = calls(tmp_path)
-    assert ["-m", "aisp.experiment.main_results", str(params)] in called
+    assert ["-m", "aisp.experiment.studies.main_results", str(params)] in called
     (executed,) = (call for call in called if "papermill" in call)
     assert executed[executed.index("-f") + 1] == str(params)
     assert f"outputs/06_{params.stem}.ipynb" in executed
@@ -437,7 +439,7 @@ def test_parameters_are_those_of_the_notebook_and_its_methods_take_them(path):
     from types import SimpleNamespace
 
     from aisp import experiment
-    from aisp.experiment import main_results
+    from aisp.experiment.studies import main_results
     from aisp.methods import configure
 
     given = yaml.safe_load(path.read_text(encoding="utf-8"))

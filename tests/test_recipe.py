@@ -5,7 +5,7 @@ import functools
 import pytest
 import tiny
 
-from aisp.experiment import main_results
+from aisp.experiment.studies import main_results
 from aisp.policy import Policy
 from aisp.recipe import Recipe, importable, imported, remembered
 

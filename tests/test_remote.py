@@ -166,7 +166,7 @@ def test_pre_logits_logits_and_weights_are_refused(there):
 def test_the_main_comparison_leaves_them_out_with_the_reason(there):
     from types import SimpleNamespace
 
-    from aisp.experiment import main_results
+    from aisp.experiment.studies import main_results
 
     budget = {"n": 2, "kappa": 1, "max_new_tokens": 4}
     ran, left = main_results.plan(None, there, SimpleNamespace(name="x"), budget)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aisp.display import printable
-from aisp.experiment import answers, tables
+from aisp.experiment.report import answers, tables
 from aisp.experiment.store import reading
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aisp.engine.attention import obstacle_to_sharing
 from aisp.engine.stepper import Stepper
-from aisp.experiment.main_results import template as template_of
+from aisp.experiment.studies.main_results import template as template_of
 from aisp.pins import revision_of
 from aisp.policy import Policy, chat_text
 from aisp.preference_data import HUB, hub_rows

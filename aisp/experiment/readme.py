@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aisp.experiment import ablations, dials, recommend, tables
-from aisp.experiment.findings import (
+from aisp.experiment import recommend
+from aisp.experiment.report import tables
+from aisp.experiment.report.findings import (
     Contrast,
     across,
     confirmed,
@@ -21,9 +22,10 @@ from aisp.experiment.findings import (
     grouped,
     leader,
 )
-from aisp.experiment.main_results import BARE, BASELINE
-from aisp.experiment.prompt_sets import TOGETHER, by_set, stored_sets
 from aisp.experiment.store.reading import load
+from aisp.experiment.studies import ablations, dials
+from aisp.experiment.studies.main_results import BARE, BASELINE
+from aisp.experiment.studies.prompt_sets import TOGETHER, by_set, stored_sets
 from aisp.provenance import checkout, replacing
 
 if TYPE_CHECKING:

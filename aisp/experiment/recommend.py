@@ -4,13 +4,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from aisp.experiment import declared, measures, passing, verified
-from aisp.experiment.beyond import BUDGETS, SETS, paths
-from aisp.experiment.comparisons import whole_seeds
-from aisp.experiment.contenders import BEST, CONTENDERS, GROUPS, PRIMARY, SECONDARY, trial_table
-from aisp.experiment.findings import Contrast
+from aisp.experiment.report import measures
+from aisp.experiment.report.comparisons import whole_seeds
+from aisp.experiment.report.findings import Contrast
+from aisp.experiment.report.tables import finished
 from aisp.experiment.store.reading import load
-from aisp.experiment.tables import finished
+from aisp.experiment.studies import declared, passing, verified
+from aisp.experiment.studies.beyond import BUDGETS, SETS, paths
+from aisp.experiment.studies.contenders import (
+    BEST,
+    CONTENDERS,
+    GROUPS,
+    PRIMARY,
+    SECONDARY,
+    trial_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

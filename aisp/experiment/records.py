@@ -5,7 +5,7 @@ so that a process killed at any moment loses no more than the prompts it was dec
 existing file skips what is there. A prompt that fails is recorded with its error, does not stop the
 others, and is tried again by the next run. A record says what it was made with; beside
 `NAME.jsonl`, `NAME.runs.json` holds the provenance of every run that wrote into it.
-`aisp.experiment.tables` makes tables of them:
+`aisp.experiment.report.tables` makes tables of them:
 
     python -m aisp.experiment show NAME.jsonl --format markdown --against LABEL
 """
@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aisp.alignment import SearchConfig
 from aisp.checks import whole
 from aisp.display import printable
-from aisp.experiment import cluster, identity
+from aisp.experiment import identity
 from aisp.experiment.batches import BatchSize, Task, computed
 from aisp.experiment.identity.weights import weight_files
+from aisp.experiment.spread import cluster
 from aisp.experiment.store.reading import Key, load
 from aisp.experiment.store.storage import RecordsFile, opened
 from aisp.experiment.store.text import storable

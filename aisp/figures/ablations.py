@@ -18,7 +18,7 @@ def ablation(answers: "pd.DataFrame", axis: str) -> "Figure":
     """Two panels: reward of AISP and its controls by setting, and AISP minus noise only, paired.
 
     Args:
-        answers: from `aisp.experiment.ablations.answers`.
+        answers: from `aisp.experiment.studies.ablations.answers`.
         axis: what is varied, with its unit.
     """
     import matplotlib.pyplot as plt
@@ -67,7 +67,7 @@ def over_optimization(table: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     falls while the reward rises, the search over-optimizes the reward.
 
     Args:
-        table: from `aisp.experiment.ablations.by_budget`.
+        table: from `aisp.experiment.studies.ablations.by_budget`.
     """
     import matplotlib.pyplot as plt
 
@@ -106,7 +106,7 @@ def dials(effects: "pd.DataFrame") -> "Figure":
     minus noise only at the same setting. Filled where the 95% interval excludes 0.
 
     Args:
-        effects: from `aisp.experiment.dials.effects`.
+        effects: from `aisp.experiment.studies.dials.effects`.
     """
     import matplotlib.pyplot as plt
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aisp.experiment.tables import finished
+from aisp.experiment.report.tables import finished
 from aisp.figures.base import COLUMN, PAGE, Look, labeled, looks
 from aisp.intervals import bootstrap
 
@@ -136,7 +136,7 @@ def solved_curves(
 
     Args:
         records: from `aisp.experiment.load`, whose histories have `solved`.
-        passes: from `aisp.experiment.passing.pass_at_k`; a line for each category.
+        passes: from `aisp.experiment.studies.passing.pass_at_k`; a line for each category.
     """
     import matplotlib.pyplot as plt
 

@@ -16,7 +16,7 @@ def drift(predicted: "pd.DataFrame") -> "Figure":
     """KL of the proposal and effective sample size by iteration: marks recorded, lines predicted.
 
     Args:
-        predicted: from `aisp.experiment.drift.predictions`; means over its records are drawn.
+        predicted: from `aisp.experiment.studies.drift.predictions`; means over its records are drawn.
     """
     import matplotlib.pyplot as plt
 
@@ -46,7 +46,7 @@ def prefix_share(shares: "pd.DataFrame", prompts: int) -> "Figure":
     """The share of the reward's variance that the perturbations of the first t steps explain.
 
     Args:
-        shares: from `aisp.experiment.prefix_share.explained`.
+        shares: from `aisp.experiment.studies.prefix_share.explained`.
         prompts: how many there were, for the label of the axis.
     """
     import matplotlib.pyplot as plt

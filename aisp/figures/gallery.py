@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aisp import figures
-from aisp.experiment import (
+from aisp.experiment import load, summary
+from aisp.experiment.report import comparisons
+from aisp.experiment.speed import scaling
+from aisp.experiment.studies import (
     ablations,
-    comparisons,
     contenders,
     dials,
     drift,
-    load,
     main_results,
     passing,
     prefix_share,
-    scaling,
-    summary,
     verified,
 )
 from aisp.provenance import checkout, file_sha256

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aisp.experiment.tables import finished
+from aisp.experiment.report.tables import finished
 from aisp.figures.base import COLUMN, METHODS, PAGE, Look, labeled, looks
 from aisp.intervals import bootstrap
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aisp.experiment.selection import means
+from aisp.experiment.studies.selection import means
 from aisp.figures.base import PAGE, labeled, looks
 from aisp.intervals import bootstrap
 
@@ -25,7 +25,7 @@ def selection(
     is highest. The band is the judge's bootstrap 95% interval over prompts of the first rule.
 
     Args:
-        curves: from `aisp.experiment.selection.curves`.
+        curves: from `aisp.experiment.studies.selection.curves`.
         rules: which of its rules are drawn; None is all.
     """
     import matplotlib.pyplot as plt

@@ -26,8 +26,8 @@ def runtime(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     """Tokens per second of the engine and its rivals at top-p 0.9, and seconds of whole runs.
 
     Args:
-        tables: "engines" from `aisp.experiment.bench.engines`, "whole runs" from
-            `aisp.experiment.whole_runs`; medians, with the range of the repeats as bars.
+        tables: "engines" from `aisp.experiment.speed.bench.engines`, "whole runs" from
+            `aisp.experiment.speed.whole_runs`; medians, with the range of the repeats as bars.
     """
     import matplotlib.pyplot as plt
 
@@ -59,7 +59,7 @@ def runtime_share(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     """Share of the machine's bound that each engine reaches, one panel per way of taking tokens.
 
     Args:
-        tables: "engines" from `aisp.experiment.bench.engines`; medians, with the range of the repeats
+        tables: "engines" from `aisp.experiment.speed.bench.engines`; medians, with the range of the repeats
             as bars.
     """
     import matplotlib.pyplot as plt
@@ -100,7 +100,7 @@ def runtime_scaling(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     """Tokens per second as one size grows, one panel per size.
 
     Args:
-        tables: "scaling" from `aisp.experiment.bench.scaling`; medians, with the range of the
+        tables: "scaling" from `aisp.experiment.speed.bench.scaling`; medians, with the range of the
             repeats as bars; "base", the sizes that stay while another one changes. The case in which
             all are at their base was timed anew for each axis: an open circle. A band over all panels
             spans those timings, and so shows how far timings of the same case lie apart.
@@ -134,7 +134,7 @@ def workers(tables: dict[str, "pd.DataFrame"]) -> "Figure":
     """Speed-up of experiments by the number of workers, with the ideal line.
 
     Args:
-        tables: name of a set of batches -> table from `aisp.experiment.scaling.simulated`.
+        tables: name of a set of batches -> table from `aisp.experiment.speed.scaling.simulated`.
     """
     import matplotlib.pyplot as plt
 

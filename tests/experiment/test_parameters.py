@@ -180,7 +180,7 @@ def test_files_that_hold_no_parameters_are_refused_by_name(content, said, tmp_pa
 def test_main_results_names_the_file_and_ends(tmp_path):
     params = tmp_path / "my file.yaml"
     params.write_text("profile: cpu\nkapa: 2\n")
-    command = [sys.executable, "-m", "aisp.experiment.main_results", str(params)]
+    command = [sys.executable, "-m", "aisp.experiment.studies.main_results", str(params)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith(f"error: {params}: kapa (given 2) is no parameter of 06_main_res")

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 from fake_runs import measured
 
-from aisp.experiment import declared, recommend
-from aisp.experiment.contenders import (
+from aisp.experiment import recommend
+from aisp.experiment.studies import declared
+from aisp.experiment.studies.contenders import (
     AISP,
     BEST,
     CONTENDERS,

@@ -20,8 +20,8 @@ from fake_runs import POLICY, PROMPTS, Fake, comparable, in_order, install, rewa
 import aisp
 from aisp import experiment
 from aisp.alignment import Alignment
-from aisp.experiment import tables
 from aisp.experiment.__main__ import main
+from aisp.experiment.report import tables
 from aisp.prompts import Prompt
 from aisp.rewards import CallableReward
 

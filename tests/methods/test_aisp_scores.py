@@ -3,7 +3,7 @@
 from tiny import reward
 
 import aisp
-from aisp.experiment import contenders
+from aisp.experiment.studies import contenders
 from aisp.methods import configure
 
 

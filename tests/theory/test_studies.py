@@ -8,7 +8,7 @@ import torch
 from small_systems import f64, language_model, rng
 
 from aisp import control, figures
-from aisp.experiment import prelogits
+from aisp.experiment.studies import prelogits
 from aisp.theory import diagnostics, studies, toys
 
 

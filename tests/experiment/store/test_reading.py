@@ -8,8 +8,8 @@ import pytest
 from fake_runs import PROMPTS, run_fake
 
 from aisp import experiment
-from aisp.experiment import tables
 from aisp.experiment.__main__ import main
+from aisp.experiment.report import tables
 from aisp.experiment.store.text import storable
 from aisp.prompts import Prompt
 from aisp.rewards import RewardError
