@@ -239,7 +239,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(build, tmp_path, capfd):
 def test_peak_memory_is_what_is_documented(build):
     """Keys and values, logits and V, see `aisp.engine.rollout`; and no more than half as much again."""
     policy = build("cuda", eos_ids=ENDLESS)
-    n, T, d = 1024, 64, policy.d
+    n, T, d = 8192, 64, policy.d
     V = drawn(1, n, T).cuda()
     prefixes = [policy.prefix(PROMPTS[2])]
     rollout(policy, prefixes, n, T, V=V)
@@ -254,7 +254,8 @@ def test_peak_memory_is_what_is_documented(build):
     logits = 4 * n * config.vocab_size
     # Attention's scores and weights of one layer, and the tokens themselves.
     inner = 4 * 3 * n * config.num_attention_heads * (len(prefixes[0]) + T) + 8 * 4 * n * T
-    assert used < 1.5 * (keys_and_values + logits + inner)
+    workspaces = 64 * 2**20  # of cuBLAS, one for each stream
+    assert used < 1.5 * (keys_and_values + logits + inner) + workspaces
 
 
 # -- another GPU than the first, and two ----------------------------------------------------------
