@@ -150,7 +150,29 @@ def _cell(found: Standing) -> str:
 
 def outcome(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     """What became of the primary contrast, and of the same pair by the judge."""
-    records = found["builtin", 128]
+    return _outcome(found["builtin", 128])
+
+
+def larger(
+    found: Mapping[tuple[str, int], "pd.DataFrame"], samples: int
+) -> dict[tuple[str, int], list[str]]:
+    """(set, budget) -> the declared contrasts there, in sentences, for all budgets above one.
+
+    Secondary contrasts are adjusted within their group of rows, as at the main budget.
+    """
+    said = {}
+    for (which, size), records in sorted(found.items()):
+        if size > samples:
+            said[which, size] = [_outcome(records)]
+            for group, pairs in SECONDARY.items():
+                table = declared.secondary(records, pairs, PRIMARY if group == "first" else None)
+                if len(table):
+                    one, *rest = declared.summed_up(table)
+                    said[which, size] += [f"Of the {group} group: {one}", *rest]
+    return said
+
+
+def _outcome(records: "pd.DataFrame") -> str:
     by_reward = declared.nested(records, *PRIMARY).contrast
     by_judge = declared.nested(records, *PRIMARY, "judged").contrast
     return declared.outcome(by_reward, by_judge)

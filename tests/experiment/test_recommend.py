@@ -126,3 +126,18 @@ def test_the_advice_goes_on_with_larger_budgets():
     lead = declared.nested(larger, STEERED, BEST).contrast.signed
     end = f"At 512 samples (1 seed), above best-of-n: by the reward {STEERED} ({lead})"
     assert said.endswith(f"{end}, by the judge no row.")
+
+
+def test_the_declared_contrasts_are_said_of_larger_budgets_too():
+    main = measured({x: (0, 0) for x in FIRST})
+    more = measured({BEST: (0, 0), NOISE: (0, 0), STEERED: (1, 1), SCORES: (2, 0)})
+    found = {("builtin", 128): main, ("builtin", 512): more}
+    assert recommend.larger(found, 512) == {}
+    ((where, said),) = recommend.larger(found, 128).items()
+    assert where == ("builtin", 512) and "**confirmed**" in said[0]
+    first, third = (x for x in said if x.startswith("Of the "))
+    assert first.startswith(
+        "Of the first group: 3 secondary contrasts"
+    )  # 2 by both, and the primary
+    assert third.startswith("Of the third group: 4 secondary contrasts")
+    assert any(x.startswith("Above 0") and f"{SCORES} minus {BEST}, by reward" in x for x in said)
