@@ -136,8 +136,7 @@ def test_the_declared_contrasts_are_said_of_larger_budgets_too():
     ((where, said),) = recommend.larger(found, 128).items()
     assert where == ("builtin", 512) and "**confirmed**" in said[0]
     first, third = (x for x in said if x.startswith("Of the "))
-    assert first.startswith(
-        "Of the first group: 3 secondary contrasts"
-    )  # 2 by both, and the primary
+    # Two pairs by both measures, and the primary one by the judge.
+    assert first.startswith("Of the first group: 5 secondary contrasts")
     assert third.startswith("Of the third group: 4 secondary contrasts")
     assert any(x.startswith("Above 0") and f"{SCORES} minus {BEST}, by reward" in x for x in said)
