@@ -5,7 +5,7 @@ batch to the worker that is free first, as `aisp.experiment.spread.cluster` does
 
     python -m aisp.experiment.speed.scaling
 
-measures 1 and 2 workers on an idle machine (some five minutes on 2 cores), and writes
+measures 1 and 2 workers on an idle machine (some ten minutes on 2 cores), and writes
 data/results/cpu/workers.json.
 """
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,15 +133,19 @@ TINY = {"method": "best_of_n", "n": 1, "kappa": 1, "max_new_tokens": 1}
 REAL = {"method": "aisp", "n": 8, "kappa": 2, "max_new_tokens": 32}
 
 
-def measure(path: Path, *, seeds: int = 2, prompts: int = 8) -> "pd.DataFrame":
+def measure(path: Path, *, seeds: int = 2, prompts: int = 8, repeats: int = 3) -> "pd.DataFrame":
     """Time this process, one worker and two workers on the embedded model, and write the file.
 
     Each is timed with the prompts once and so many seeds more; the difference is the time of the
-    additional ones, without that of starting, which is what is left of the first.
+    additional ones, without that of starting. Starting, and what a record costs, are measured on
+    batches of one that have almost nothing to compute.
+
+    Args:
+        repeats: of what a record costs.
 
     Returns:
-        One row per way: way, threads, start, seconds (per prompt), overhead (seconds per record of
-        a batch of one that has almost nothing to compute, over this process; NaN for it).
+        One row per way: way, threads, start, seconds (per prompt), overhead (seconds per record over
+        this process, medians of the repeats) with its low and high; NaN where there is none.
     """
     import pandas as pd
 
@@ -158,23 +163,31 @@ def measure(path: Path, *, seeds: int = 2, prompts: int = 8) -> "pd.DataFrame":
             experiment.run(Path(folder) / "t.jsonl", methods, asked, policy, reward, **options)
             return time.perf_counter() - began
 
-    rows = []
-    for way, how in {
+    def per_record(**how: Any) -> tuple[float, float]:
+        """Seconds of starting, and of a record."""
+        few, many = (timed(TINY, count, 1, **how) for count in (1, 1 + 10 * seeds))
+        each = (many - few) / (prompts * 10 * seeds)
+        return few - prompts * each, each
+
+    rows: list[dict[str, Any]] = []
+    ways = {
         "this process": {},
         "1 worker": {"workers": 1, "cpus_per_worker": cores},
         "2 workers": {"workers": 2, "cpus_per_worker": max(1, cores // 2)},
-    }.items():
+    }
+    here: list[float] = []
+    for way, how in ways.items():
         once, more = (timed(REAL, count, 4, **how) for count in (1, seeds))
         each = (more - once) / (prompts * (seeds - 1))
+        starts, costs = zip(*(per_record(**how) for _ in range(repeats)), strict=True)
         row = {"way": way, "threads": how.get("cpus_per_worker", cores)}
-        row |= {"start": once - each * prompts, "seconds": each}
-        if way != "2 workers":
-            few, many = (timed(TINY, count, 1, **how) for count in (1, 10 * seeds))
-            row["record"] = (many - few) / (prompts * (10 * seeds - 1))
+        row |= {"start": median(starts), "seconds": each}
+        here = here or list(costs)
+        if way == "1 worker":  # with two, records overlap
+            row["overhead"] = median(costs) - median(here)
+            row |= {"low": min(costs) - max(here), "high": max(costs) - min(here)}
         rows.append(row)
     table = pd.DataFrame(rows)
-    table["overhead"] = table.pop("record") - rows[0]["record"]
-    table.loc[0, "overhead"] = float("nan")
     _store(path, table, policy.device, seeds * prompts)
     return table
 
@@ -216,8 +229,8 @@ def sentences(table: "pd.DataFrame") -> list[str]:
         f"**Two workers** of {two['threads']:.0f} thread each take {two['seconds']:.2f} s per prompt, one "
         f"of {one['threads']:.0f} takes {one['seconds']:.2f} s: {one['seconds'] / two['seconds']:.2f} "
         "times as fast on the same cores.",
-        f"**Handing out** a batch and writing its record takes {1e3 * one['overhead']:.0f} ms more than "
-        f"in one process; starting takes {one['start']:.0f} s with one worker, {two['start']:.0f} s with two.",
+        f"**Handing out** a batch and writing its record takes {1e3 * one['overhead']:.0f} ms "
+        f"[{1e3 * one['low']:.0f}, {1e3 * one['high']:.0f}] more than in one process; starting takes {one['start']:.0f} s with one worker, {two['start']:.0f} s with two.",
     ]
 
 

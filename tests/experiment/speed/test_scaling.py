@@ -62,14 +62,15 @@ def test_a_larger_table_of_the_same_batches_scales_further():
 
 
 def test_what_was_measured_is_stored_and_said(tmp_path):
-    rows = [("this process", 2, 0.1, 1.0, None), ("1 worker", 2, 9.0, 1.1, 0.004)]
-    columns = ["way", "threads", "start", "seconds", "overhead"]
-    table = pd.DataFrame([*rows, ("2 workers", 1, 12.0, 0.6, None)], columns=columns)
+    nothing = (None, None, None)
+    rows = [("this process", 2, 0.1, 1.0, *nothing), ("1 worker", 2, 9.0, 1.1, 0.004, 0.001, 0.01)]
+    columns = ["way", "threads", "start", "seconds", "overhead", "low", "high"]
+    table = pd.DataFrame([*rows, ("2 workers", 1, 12.0, 0.6, *nothing)], columns=columns)
     scaling._store(tmp_path / "workers.json", table, "cpu", 48)
     read = scaling.stored(tmp_path / "workers.json")
     assert read["seconds"].tolist() == [1.0, 1.1, 0.6] and read["overhead"].isna().tolist()[0]
     two, cost = scaling.sentences(read)
-    assert "1.83 times as fast" in two and "takes 4 ms more" in cost
+    assert "1.83 times as fast" in two and "takes 4 ms [1, 10] more" in cost
     today = date.today().isoformat()
     said = scaling.origin(tmp_path / "workers.json")
     assert said.startswith(f"Measured on {today} on a CPU with {torch.get_num_threads()} threads")
