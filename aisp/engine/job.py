@@ -117,9 +117,8 @@ class Decoder:
         if self.V is not None:
             tau = self.V.shape[1]
             inside = (steps < tau).unsqueeze(-1)
-            if inside.device.type != "cpu" or bool(
-                inside.any()
-            ):  # a GPU would have to be waited for
+            # A GPU would have to be waited for.
+            if inside.device.type != "cpu" or bool(inside.any()):
                 logits += head(self.V[rows, steps.clamp(0, tau - 1)] * inside)
         finite = logits.amax(-1).isfinite()
         self.broken |= ~(finite | (steps < 0)).all()

@@ -178,9 +178,8 @@ class Recorded:
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]):
         self.inputs = [x.clone() for x in inputs]
-        self.device = inputs[
-            0
-        ].device  # which need not be the current one, whose stream is recorded
+        # The current device, whose stream is recorded, may be another one.
+        self.device = inputs[0].device
         with torch.cuda.device(self.device):
             own = torch.cuda.current_stream()
             side = torch.cuda.Stream()  # libraries allocate what they need outside the recording
