@@ -149,8 +149,7 @@ def test_models_that_do_not_fit_are_refused(tiny, pairs):
     sliding = replace(tiny("gemma3"), template="continuation")
     with pytest.raises(ValueError, match=r"sliding window.*window=0"):
         aisp.align("Hi", sliding, reward, "kad", window=2, **SMALL)
-    with pytest.warns(UserWarning, match="without shared prefixes"):
-        assert aisp.align("Hi", sliding, reward, "kad", **SMALL).response
+    assert aisp.align("Hi", sliding, reward, "kad", **SMALL).response, "it decodes in lockstep"
     long = replace(tiny(), template=lambda messages: "x" * 250)
     with pytest.raises(ValueError, match="shorten either"):
         aisp.align("Hi", replace(tiny(), template="continuation"), reward, "kad",
