@@ -102,7 +102,7 @@ test-slow: setup ## run the tests that `make test` leaves out for their length
 
 # A GPU that torch does not find would leave the notebooks to the CPU, and every test to its own error.
 # Stored records would let the notebooks resume, and so test nothing.
-test-gpu: setup ## on a machine with CUDA: run the tests marked gpu, and 00, 02 and 08 in profile gpu-smoke (minutes)
+test-gpu: setup ## on a machine with CUDA: run the tests marked gpu, and 00, 02 and 08 in profile gpu-smoke
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit(f"error: torch {torch.__version__} finds no CUDA device. make test-gpu needs an NVIDIA GPU with its driver, and a build of torch for CUDA (requirements.txt says how to choose it)")'
 	$(PY) -m pytest -m gpu
 	@rm -rf data/results/gpu-smoke figures/gpu-smoke outputs/gpu && mkdir -p outputs/gpu

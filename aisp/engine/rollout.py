@@ -14,7 +14,7 @@ Shapes: P prompts, n responses each, T new tokens at most, tau perturbed steps, 
 vocabulary size |V|. Peak memory beyond the weights: keys and values of P * (longest prefix + n * T)
 positions, or P * n * (longest prefix + T) where prefixes cannot be shared, the logits (P * n, |V|),
 and V itself, (P, n, tau, d). Sampling takes probabilities beside the logits: on a CPU those of eight
-rows, on a GPU those of all, some 16 bytes for each, and 40 with top-k or top-p.
+rows, on a GPU those of all, in float32 and summed in float64.
 """
 
 from collections.abc import Callable, Sequence

@@ -101,7 +101,7 @@ def table(
     sizes: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> "pd.DataFrame":
-    """Each target beside what is measured. Minutes on a GPU, with memory for one shape at a time.
+    """Each target beside what is measured, with memory for one shape at a time.
 
     Args:
         tokenizer: one whose ids the shapes' vocabularies have, and with a chat template.
