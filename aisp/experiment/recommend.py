@@ -17,13 +17,15 @@ from aisp.experiment.studies.contenders import (
     GROUPS,
     PRIMARY,
     SECONDARY,
+    SHOWN,
     trial_table,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMES = {"builtin": "built-in", "shp": "SHP", "hh": "HH-RLHF"}
+TOGETHER = "together"
+NAMES = {"builtin": "built-in", "shp": "SHP", "hh": "HH-RLHF", TOGETHER: "all three"}
 Stored = dict[tuple[str, int], "pd.DataFrame"]
 
 
@@ -31,6 +33,7 @@ def stored(folder: Path) -> Stored:
     """(set, samples) -> records with their measures, of the seeds that a folder holds as a whole.
 
     A row of another group than the first joins where it is whole in all seeds that the first is.
+    Where a budget is stored for every set, (TOGETHER, samples) has the rows and seeds common to all.
 
     Args:
         folder: data/results/<profile>/.
@@ -38,8 +41,8 @@ def stored(folder: Path) -> Stored:
     import pandas as pd
 
     found: Stored = {}
-    for which in SETS:
-        for samples in BUDGETS:
+    for samples in BUDGETS:
+        for which in SETS:
             there = [
                 path for path in paths(which, samples, folder=folder).values() if path.exists()
             ]
@@ -49,7 +52,21 @@ def stored(folder: Path) -> Stored:
                 records = comparable(pd.concat(judged, ignore_index=True))
                 if len(records):
                     found[which, samples] = records
+        each = [found[which, samples] for which in SETS if (which, samples) in found]
+        if len(each) == len(SETS) and len(common := _common(each)):
+            found[TOGETHER, samples] = common
     return found
+
+
+def _common(each: "Sequence[pd.DataFrame]") -> "pd.DataFrame":
+    """The records of several sets, of the rows and seeds that all of them have."""
+    import pandas as pd
+
+    labels, seeds = (
+        set.intersection(*(set(of[column]) for of in each)) for column in ("label", "seed")
+    )
+    every = pd.concat(each, ignore_index=True)
+    return every[every["label"].isin(labels) & every["seed"].isin(seeds)]
 
 
 def comparable(records: "pd.DataFrame") -> "pd.DataFrame":
@@ -122,7 +139,7 @@ def answer(
         f"| samples | prompts, seeds | highest by the reward | highest by the judge |{last}",
         "|---|---|---|---|" + "---|" * bool(last),
     ]
-    for (which, samples), records in sorted(found.items(), key=lambda x: (x[0][1], x[0][0])):
+    for (which, samples), records in in_order(found):
         whole = finished(records)
         seeds = whole.loc[whole["label"] == BEST, "seed"].nunique()
         cells = [
@@ -135,6 +152,18 @@ def answer(
             cells.append(_checked_cell(checked) if same else "")
         lines.append(f"| {samples} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def in_order(
+    found: Mapping[tuple[str, int], "pd.DataFrame"],
+) -> "list[tuple[tuple[str, int], pd.DataFrame]]":
+    """By budget, then in the order of NAMES."""
+    return sorted(found.items(), key=lambda x: (x[0][1], list(NAMES).index(x[0][0])))
+
+
+def name(which: str, samples: int) -> str:
+    """A set and budget in words."""
+    return f"{NAMES[which]}, {samples:,} samples"
 
 
 def _checked_cell(checked: "pd.DataFrame") -> str:
@@ -150,40 +179,69 @@ def _cell(found: Standing) -> str:
 
 def outcome(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     """What became of the primary contrast, and of the same pair by the judge."""
-    return _outcome(found["builtin", 128])
+    return declared.outcome(*_primary_pair(found["builtin", 128]))
 
 
-def larger(
-    found: Mapping[tuple[str, int], "pd.DataFrame"], samples: int
-) -> dict[tuple[str, int], list[str]]:
-    """(set, budget) -> the declared contrasts there, in sentences, for all budgets above one.
+def elsewhere(
+    found: Mapping[tuple[str, int], "pd.DataFrame"], which: str, samples: int
+) -> dict[str, list[str]]:
+    """The declared contrasts at every set and budget but this one, in sentences, by `name`.
 
-    Secondary contrasts are adjusted within their group of rows, as at the main budget.
+    Secondary contrasts are adjusted within their group of rows, set and budget.
     """
     said = {}
-    for (which, size), records in sorted(found.items()):
-        if size > samples:
-            said[which, size] = [_outcome(records)]
-            for group, pairs in SECONDARY.items():
-                table = declared.secondary(records, pairs, PRIMARY if group == "first" else None)
-                if len(table):
-                    one, *rest = declared.summed_up(table)
-                    said[which, size] += [f"Of the {group} group: {one}", *rest]
+    for place, records in in_order(found):
+        if place == (which, samples):
+            continue
+        pair = [x.sentence() for x in _primary_pair(records)]
+        sentences = [f"The pair of the primary contrast: {' '.join(pair)}"]
+        for group, pairs in SECONDARY.items():
+            table = declared.secondary(records, pairs, PRIMARY if group == "first" else None)
+            if len(table):
+                one, *rest = declared.summed_up(table)
+                sentences += [f"Of the {group} group: {one}", *rest]
+        said[name(*place)] = sentences
     return said
 
 
-def _outcome(records: "pd.DataFrame") -> str:
-    by_reward = declared.nested(records, *PRIMARY).contrast
-    by_judge = declared.nested(records, *PRIMARY, "judged").contrast
-    return declared.outcome(by_reward, by_judge)
+def _primary_pair(records: "pd.DataFrame") -> tuple[Contrast, Contrast]:
+    """By the reward, and by the judge."""
+    by_reward, by_judge = (
+        declared.nested(records, *PRIMARY, x).contrast for x in ("reward", "judged")
+    )
+    return by_reward, by_judge
+
+
+def leads(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> "pd.DataFrame":
+    """The rows of `contenders.SHOWN` over best-of-n, wherever they are stored.
+
+    Returns:
+        Columns: place (`name`), prompts, seeds, label, measure ("reward" or "judged"), difference,
+        low, high (95%, over prompts and seeds, not adjusted), verdict.
+    """
+    import pandas as pd
+
+    rows = []
+    for place, records in in_order(found):
+        there = set(records["label"])
+        for label in (x for x in SHOWN if x != BEST and x in there):
+            for measure in (x for x in ("reward", "judged") if x in records):
+                gap = declared.nested(records, label, BEST, measure).contrast
+                seeds = records["seed"].nunique()
+                about = {"place": name(*place), "prompts": gap.prompts, "seeds": seeds}
+                about |= {"label": label, "measure": measure, "difference": gap.difference}
+                rows.append(about | {"low": gap.low, "high": gap.high, "verdict": gap.verdict})
+    return pd.DataFrame(rows)
 
 
 def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     """The table's answer at the main budget in two sentences, one by the reward, one by the judge.
 
-    For each larger budget a third one follows.
+    They are of all sets together where these are stored, else of the built-in one. For each larger
+    budget of the built-in one a third one follows.
     """
-    records = found["builtin", 128]
+    main = (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
+    records = found[main]
     by_reward, by_judge = (standing(records, m, list(CONTENDERS)) for m in ("reward", "judged"))
     if by_reward.first == BEST or by_reward.lead.verdict != "higher":
         said = "By the reward no row is told from best-of-n at its tuned temperature: run that."
@@ -197,6 +255,9 @@ def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
         )
     else:
         said += f" **By a judge that was not optimized**, {by_judge.first} stands above best-of-n."
+    whole = finished(records)
+    size = f"{whole['prompt'].nunique()} prompts, {whole['seed'].nunique()} seeds"
+    said += f" So much from {name(*main)} ({size})."
     larger = sorted(samples for which, samples in found if which == "builtin" and samples > 128)
     return " ".join([said, *(_at(samples, found["builtin", samples]) for samples in larger)])
 

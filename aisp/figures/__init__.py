@@ -18,6 +18,7 @@ from aisp.figures.curves import cost_curves, histories, main_results, reward_cur
 from aisp.figures.drift import drift, prefix_share
 from aisp.figures.means import (
     deferral,
+    leads,
     paired_differences,
     residual_alignment,
     reward_guided,
@@ -46,6 +47,7 @@ __all__ = [
     "dials",
     "drift",
     "histories",
+    "leads",
     "looks",
     "main_results",
     "over_optimization",

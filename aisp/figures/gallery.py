@@ -87,9 +87,12 @@ def _drift(records: "pd.DataFrame") -> "Figure":
     return figures.drift(drift.predictions(records[records["label"].isin(labels)]))
 
 
-def _costs(records: "pd.DataFrame") -> "Figure":
-    """Of notebook 11: the first group of rows, in the seeds that are whole."""
-    return figures.cost_curves(comparisons.whole_seeds(records, contenders.GROUPS["first"]))
+def _costs(further: "pd.DataFrame", first: "pd.DataFrame") -> "Figure":
+    """Of notebook 11: the rows that its figures show, in the seeds that are whole."""
+    import pandas as pd
+
+    records = pd.concat([first, further], ignore_index=True)
+    return figures.cost_curves(comparisons.whole_seeds(records, contenders.SHOWN))
 
 
 def _solved(records: "pd.DataFrame") -> "Figure":
@@ -148,7 +151,9 @@ def _recipes() -> dict[str, Recipe]:
     recipes["drift"] = Recipe("10_drift", ("ablations.jsonl",), _drift)
     beyond = ("beyond_builtin_128_budget.csv",)
     recipes["beyond"] = Recipe("11_beyond", beyond, figures.over_optimization)
-    recipes["beyond_costs"] = Recipe("11_beyond", ("beyond_builtin_128.jsonl",), _costs)
+    costs = ("beyond_builtin_128_third.jsonl", "beyond_builtin_128.jsonl")
+    recipes["beyond_costs"] = Recipe("11_beyond", costs, _costs)
+    recipes["beyond_leads"] = Recipe("11_beyond", ("beyond_leads.csv",), figures.leads)
     recipes["drift_prefixes"] = Recipe("10_drift", ("drift_prefixes.csv",), _prefix_share)
     rules = ["best-of-n", "soft best-of-n, lam = 0.3", "pessimism, beta = 0.03", "ensemble, k = 2"]
     make = partial(figures.selection, rules=rules)

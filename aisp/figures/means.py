@@ -47,6 +47,44 @@ def paired_differences(records: "pd.DataFrame", first: str, *, draws: int = 2000
 
 
 @labeled
+def leads(table: "pd.DataFrame") -> "Figure":
+    """Rows over best-of-n: a column for each place, the reward above and the judge below.
+
+    Filled where the 95% interval excludes 0.
+
+    Args:
+        table: from `aisp.experiment.recommend.leads`.
+    """
+    import matplotlib.pyplot as plt
+
+    titles = {"reward": "by the reward", "judged": "by the judge"}
+    shown = [x for x in titles if x in set(table["measure"])]
+    places, labels = list(table["place"].unique()), list(table["label"].unique())[::-1]
+    size = (PAGE, 0.5 + (0.35 + 0.2 * len(labels)) * len(shown))
+    shape: dict[str, Any] = {"figsize": size, "sharex": "row", "sharey": True, "squeeze": False}
+    fig, axes = plt.subplots(len(shown), len(places), **shape)
+    looking = looks(table["label"])
+    for (measure, place), of in table.groupby(["measure", "place"]):
+        ax = axes[shown.index(measure), places.index(place)]
+        ax.axvline(0, color="0.7", linewidth=0.8)
+        for one in of.itertuples():
+            look = looking[one.label]
+            bars = [[one.difference - one.low], [one.high - one.difference]]
+            face = "white" if one.verdict == "undecided" else look.color
+            signs = look.point | {"ms": 4, "capsize": 2, "mfc": face}
+            ax.errorbar(one.difference, labels.index(one.label), xerr=bars, **signs)
+        if measure == shown[0]:
+            counts = (f"{one.prompts} prompts", f"{one.seeds} seed{'s' * (one.seeds > 1)}")
+            ax.set_title("\n".join([*place.split(", "), *counts]), loc="left", fontsize=7)
+        ax.set_yticks(range(len(labels)), labels)
+        ax.set_ylim(-0.6, len(labels) - 0.4)
+    for ax, measure in zip(axes[:, 0], shown, strict=True):
+        ax.set_ylabel(titles[measure])
+    fig.supxlabel("minus best-of-n, 95% bootstrap over prompts and seeds", fontsize=8)
+    return fig
+
+
+@labeled
 def residual_alignment(records: "pd.DataFrame", *, draws: int = 2000) -> "Figure":
     """Reward of a single response and of the best of n, per label, with bootstrap 95% intervals.
 

@@ -5,7 +5,7 @@ import pytest
 from fake_runs import measured
 
 from aisp.experiment import recommend
-from aisp.experiment.studies import declared
+from aisp.experiment.studies import beyond, declared
 from aisp.experiment.studies.contenders import (
     AISP,
     BEST,
@@ -124,19 +124,66 @@ def test_the_advice_goes_on_with_larger_budgets():
     larger = measured({BEST: (0, 0), STEERED: (1, 0)}, seeds=1)
     said = recommend.advice({("builtin", 128): main, ("builtin", 512): larger})
     lead = declared.nested(larger, STEERED, BEST).contrast.signed
+    assert "So much from built-in, 128 samples (12 prompts, 3 seeds). At 512" in said
     end = f"At 512 samples (1 seed), above best-of-n: by the reward {STEERED} ({lead})"
     assert said.endswith(f"{end}, by the judge no row.")
 
 
-def test_the_declared_contrasts_are_said_of_larger_budgets_too():
+def test_the_declared_contrasts_are_said_of_other_budgets_and_sets_too():
     main = measured({x: (0, 0) for x in FIRST})
     more = measured({BEST: (0, 0), NOISE: (0, 0), STEERED: (1, 1), SCORES: (2, 0)})
-    found = {("builtin", 128): main, ("builtin", 512): more}
-    assert recommend.larger(found, 512) == {}
-    ((where, said),) = recommend.larger(found, 128).items()
-    assert where == ("builtin", 512) and "**confirmed**" in said[0]
+    found = {("builtin", 512): more, ("builtin", 128): main}
+    assert recommend.elsewhere({("builtin", 128): main}, "builtin", 128) == {}
+    ((where, said),) = recommend.elsewhere(found, "builtin", 128).items()
+    assert where == "built-in, 512 samples" and said[0].startswith("The pair of the primary")
+    assert f"**{STEERED}** is above {BEST} by " in said[0] and "By the judge, " in said[0]
+    assert list(recommend.elsewhere(found, "builtin", 512)) == ["built-in, 128 samples"]
     first, third = (x for x in said if x.startswith("Of the "))
     # Two pairs by both measures, and the primary one by the judge.
     assert first.startswith("Of the first group: 5 secondary contrasts")
     assert third.startswith("Of the third group: 4 secondary contrasts")
     assert any(x.startswith("Above 0") and f"{SCORES} minus {BEST}, by reward" in x for x in said)
+
+
+def test_all_sets_together_have_the_rows_and_seeds_that_each_has(tmp_path, monkeypatch):
+    shifts = {x: (0, 0) for x in FIRST} | {SCORES: (1, 0)}
+    sets = {x: measured(shifts) for x in beyond.SETS}
+    for which, of in sets.items():
+        sets[which] = of.assign(prompt=[f"{which} {x}" for x in of["prompt"]])
+    hh = sets["hh"]
+    sets["hh"] = hh[(hh["label"] != SCORES) & (hh["seed"] < 2)]
+
+    def stored(places):
+        for which in places:
+            path = beyond.paths(which, 128, folder=tmp_path)["first"]
+            path.touch()
+        by_path = {beyond.paths(x, 128, folder=tmp_path)["first"]: of for x, of in sets.items()}
+        monkeypatch.setattr(recommend, "load", by_path.__getitem__)
+        monkeypatch.setattr(recommend.measures, "kept", lambda records, path: records)
+        return recommend.stored(tmp_path)
+
+    assert set(stored(["builtin", "shp"])) == {("builtin", 128), ("shp", 128)}
+    found = stored(["hh"])
+    together = found[recommend.TOGETHER, 128]
+    assert together["prompt"].nunique() == sum(of["prompt"].nunique() for of in sets.values())
+    assert set(together["label"]) == set(FIRST) and set(together["seed"]) == {0, 1}
+    places = [line.split(" | ")[1] for line in recommend.answer(found).splitlines()[2:]]
+    assert places == ["built-in 12, 3", "SHP 12, 3", "HH-RLHF 12, 2", "all three 36, 2"]
+    sets["hh"] = hh
+    assert SCORES in set(stored([])[recommend.TOGETHER, 128]["label"])
+    assert "So much from all three, 128 samples (36 prompts, 3 seeds)" in recommend.advice(
+        stored([])
+    )
+
+
+def test_leads_are_those_over_best_of_n_in_every_place():
+    main = measured({x: (0, 0) for x in FIRST} | {SCORES: (1, 0), RAM: (2, 0)})
+    more = measured({BEST: (0, 0), STEERED: (1, 1)}, seeds=1)
+    table = recommend.leads({("builtin", 1024): more, ("builtin", 128): main})
+    assert list(table["place"].unique()) == ["built-in, 128 samples", "built-in, 1,024 samples"]
+    assert set(table["label"]) == {*FIRST, SCORES} - {BEST}  # RAM is not among the rows shown
+    last = table.iloc[-2]
+    gap = declared.nested(more, STEERED, BEST).contrast
+    assert (last["label"], last["measure"], last["seeds"]) == (STEERED, "reward", 1)
+    assert (last["difference"], last["low"], last["high"]) == gap[3:6]
+    assert last["verdict"] == gap.verdict and last["prompts"] == gap.prompts

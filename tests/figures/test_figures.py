@@ -136,6 +136,35 @@ def test_over_optimization_draws_means_by_budget():
     assert "means of 5 prompts" in fig.legends[0].get_title().get_text()
 
 
+def test_leads_draw_a_column_for_each_place_and_fill_what_excludes_0():
+    keys = ("place", "prompts", "seeds", "label", "measure", "difference", "low", "high", "verdict")
+    rows = [
+        (place, 32, seeds, label, measure, gap, gap - 0.3, gap + 0.4, verdict)
+        for place, seeds in (("built-in, 128 samples", 3), ("SHP, 128 samples", 1))
+        for measure in ("reward", "judged")
+        for label, gap, verdict in (("noise only", 0.1, "undecided"), ("AISP", 1.0, "higher"))
+    ]
+    fig = figures.leads(pd.DataFrame([dict(zip(keys, row, strict=True)) for row in rows]))
+    assert len(fig.axes) == 4
+    titles = [ax.get_title(loc="left") for ax in fig.axes]
+    assert titles == [
+        "built-in\n128 samples\n32 prompts\n3 seeds",
+        "SHP\n128 samples\n32 prompts\n1 seed",
+        "",
+        "",
+    ]
+    assert [ax.get_ylabel() for ax in fig.axes[::2]] == ["by the reward", "by the judge"]
+    names = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert names == ["AISP", "noise only"]
+    for ax in fig.axes:
+        control, ours = (c.lines[0] for c in ax.containers)
+        assert control.get_xydata().tolist() == [[0.1, 1]]
+        assert ours.get_xydata().tolist() == [[1, 0]]
+        assert control.get_markerfacecolor() == "white" != ours.get_markerfacecolor()
+        segment = ax.containers[1].lines[2][0].get_segments()[0]
+        np.testing.assert_allclose(segment[:, 0], [0.7, 1.4])
+
+
 def test_drift_draws_what_was_recorded_and_what_was_predicted():
     rows = [
         {"label": label, "prompt": f"p{p}", "iteration": k}

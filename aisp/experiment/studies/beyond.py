@@ -6,7 +6,8 @@ The protocol, written down before any prompt of a test set was decoded by it:
   out, over sampling at a well-chosen temperature with the same number of samples?
 - Rows: see `aisp.experiment.studies.contenders`. The first group: best-of-n at its tuned temperature; noise only; AISP as published (alpha 0.99,
   lam 1); alpha 1 with the control variate; the same with U moving at the first third of the steps.
-- Prompts: the built-in test set (32), then SHP and HH-RLHF (32 each), as in notebook 06. Trials use
+- Prompts: the built-in test set (32), then SHP and HH-RLHF (32 each), as in notebook 06; at 1,024
+  samples the first 16 of each. Trials use
   the first 8 built-in development prompts and nothing else (12 were planned; the time that the
   first trial took, and no result, made them 8).
 - Trials: three for each of best-of-n (temperature), noise only, AISP, and the variant (sigma), at
@@ -26,6 +27,10 @@ The protocol, written down before any prompt of a test set was decoded by it:
 - Secondary contrasts: `contenders.SECONDARY`, by reward and by judge, and the primary pair by the judge; their
   p-values are adjusted by Holm within one group, set and budget. A gain that the judge does not
   share is called a gain in the reward only.
+- All three sets together: the same contrasts once more, as a group of their own, over the seeds that every
+  set has. (Declared when SHP and HH-RLHF were started, before any of their records was looked at; so
+  was the answer of the README at 128 samples, which is taken from them as soon as they are stored, and
+  that AISP by exact scores is computed for every set and budget beside the first group.)
 - The second group was declared while records of the first were computed, before any of them was
   looked at, and before any of its own rows decoded a test prompt: RAM beside RAM with an untrained
   aligner, and MISVO with its two ablations. Its trials are as many, on the same prompts; it has no
@@ -77,8 +82,8 @@ SETS: dict[str, tuple[str, str | None, int]] = {
     "shp": ("shp:../shared/data/shp_test_prompts_0-599.jsonl.gz", None, 0),
     "hh": ("hh:../shared/data/hh_rlhf_harmless_base_test_0-1799.jsonl.gz", None, 1600),
 }
-N_PROMPTS = 32
 BUDGETS = {128: (16, 8), 512: (16, 32), 1024: (32, 32)}  # samples: n, kappa
+N_PROMPTS = {128: 32, 512: 32, 1024: 16}
 
 
 def size(samples: int, profile: str = "cpu") -> dict[str, int]:
@@ -96,10 +101,11 @@ def development(profile: str = "cpu") -> list[Prompt]:
     return load_prompts("builtin", split="dev", limit=_few(DEVELOPMENT, profile))
 
 
-def prompts_of(which: str, profile: str = "cpu") -> list[Prompt]:
-    """The prompts of one of SETS."""
+def prompts_of(which: str, samples: int = 128, profile: str = "cpu") -> list[Prompt]:
+    """The prompts of one of SETS that a budget is spent on: the first of the set."""
     source, split, offset = SETS[choice("set", which, list(SETS))]
-    return load_prompts(source, split=split, limit=_few(N_PROMPTS, profile), offset=offset)
+    limit = _few(N_PROMPTS[samples], profile)
+    return load_prompts(source, split=split, limit=limit, offset=offset)
 
 
 def seed_list(given: str) -> list[int]:
@@ -189,7 +195,7 @@ def run(
     """
     import pandas as pd
 
-    prompts = prompts_of(which, profile)
+    prompts = prompts_of(which, samples, profile)
     chosen = tuned(load(path_of("tune", profile, folder)), labels)
     methods = rows(size(samples, profile), chosen, labels)
     found = {}

@@ -88,6 +88,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "third": (QALIGN, SUFFIX, PCN, SLICE, SMC, SCORES, SPECULATIVE),
 }
 
+SHOWN = (*GROUPS["first"], SCORES)  # what figures and every set and budget have
+
 PRIMARY = (STEERED, BEST)
 SECONDARY: dict[str, tuple[tuple[str, str], ...]] = {
     "first": (

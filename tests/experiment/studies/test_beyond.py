@@ -90,6 +90,8 @@ def test_no_prompt_of_a_trial_is_a_test_prompt():
     trials = {p.id for p in beyond.development()}
     tested = {p.id for p in beyond.prompts_of("builtin")}
     assert len(trials) == beyond.DEVELOPMENT and len(tested) == 32 and not trials & tested
+    larger = {x: [p.id for p in beyond.prompts_of("builtin", x)] for x in beyond.BUDGETS}
+    assert larger[512] == larger[128] and larger[1024] == larger[128][:16]
     with pytest.raises(ValueError, match="set is 'pku'; known: builtin, shp, hh"):
         beyond.prompts_of("pku")
 
