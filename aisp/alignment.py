@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from aisp import display
+from aisp.engine import prefill
 from aisp.policy import Policy
 from aisp.prompts import as_messages
 from aisp.rewards.base import Reward
@@ -127,20 +128,21 @@ def search(
     interrupted = False
     bar = tqdm(total=config.kappa, desc=name, disable=not progress, unit="iteration")
     try:
-        left = config.kappa
-        while left:
-            rows = [r for r, i in enumerate(active) if run.within_budget(i, started, config)]
-            if not rows:
-                break
-            if len(rows) < len(active):
-                state, active = state.select(rows), [active[r] for r in rows]
-            k = min(left, config.at_once(len(active))) if method.steps else 1
-            left -= k
-            iterations = _iterations(method, state, policy, reward, config, k)
-            for _ in range(k):
-                state = run.take(iterations, state, active, config.n)
-                bar.update()
-                bar.set_postfix(best=f"{run.mean_best():.3f}")
+        with prefill.kept():
+            left = config.kappa
+            while left:
+                rows = [r for r, i in enumerate(active) if run.within_budget(i, started, config)]
+                if not rows:
+                    break
+                if len(rows) < len(active):
+                    state, active = state.select(rows), [active[r] for r in rows]
+                k = min(left, config.at_once(len(active))) if method.steps else 1
+                left -= k
+                iterations = _iterations(method, state, policy, reward, config, k)
+                for _ in range(k):
+                    state = run.take(iterations, state, active, config.n)
+                    bar.update()
+                    bar.set_postfix(best=f"{run.mean_best():.3f}")
     except KeyboardInterrupt:
         if not all(run.history):  # nothing scored yet: there is nothing to return
             raise

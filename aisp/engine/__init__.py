@@ -2,6 +2,7 @@
 
 - `rollout`: n responses to each of P prompts (`rollout`), and the loop under it (`decode`);
 - `stepper`: one model over all rows, from tokens to the next logits;
+- `prefill`: prefixes that run once in a whole search;
 - `continuation`: the rest of responses whose first tokens are kept;
 - `attention`: a prefix that is kept once and shared by all responses to it;
 - `decoding`: how a token is taken from logits (`Decoding`);

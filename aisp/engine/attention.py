@@ -16,6 +16,7 @@ Shapes: P prompts, R rows (responses still decoding, grouped by prompt), H heads
 heads of width w, longest prefix L, T new tokens at most.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -163,6 +164,7 @@ def _taken_over(layer: Any, n: int, steps: int) -> "_Layer | LinearAttentionLaye
     """A layer of a cache that is filled with one row per prompt, as one with n rows for each."""
     if isinstance(layer, LinearAttentionLayer):
         prompts = next(len(x) for x in layer.conv_states.values() if x is not None)
+        layer = copy.deepcopy(layer)  # rows are chosen in place, and the prefill may be used again
         select(layer, torch.arange(prompts).repeat_interleave(n))
         return layer
     window = layer.sliding_window if layer.is_sliding else None

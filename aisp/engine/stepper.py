@@ -3,7 +3,8 @@
 A forward pre-hook on the model's own output embeddings changes the pre-logits (arXiv:2510.26219,
 the perturbed decoding rule), so the model itself applies biases, logit scaling
 and soft-capping, and no model code is copied. A prefix runs through the model once per prompt; its
-keys and values are kept once where the model's attention allows that (`aisp.engine.attention`).
+keys and values are kept once where the model's attention allows that (`aisp.engine.attention`), and
+from one iteration of a search to the next (`aisp.engine.prefill`).
 
 Hook, attention and packed products (`aisp.engine.packed`) are in place only while a `Stepper` runs
 its model. Several steppers, over one model or over models that share weights, can therefore take
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from aisp.engine import prefill
 from aisp.engine.attention import PrefixCache, no_mask, obstacle_to_sharing, select, shared_prefix
 from aisp.engine.packed import packed
 from aisp.policy import Policy, prelogits_changed
@@ -69,8 +71,8 @@ class Stepper:
         policy.require_here("decoding step by step")
         self.policy, self.n, self.T, self.edit = policy, n, max_new_tokens, edit
         self.prompts = len(prefixes)
-        distinct, self.per_prefix = _merged(prefixes, n)
-        self.ids, self.mask, self.positions = left_padded(distinct, policy)
+        self.distinct, self.per_prefix = _merged(prefixes, n)
+        self.ids, self.mask, self.positions = left_padded(self.distinct, policy)
         self.cache: DynamicCache | PrefixCache = DynamicCache(
             config=policy.model.config.get_text_config()
         )
@@ -80,7 +82,7 @@ class Stepper:
         self.packed = packed(policy.model) if pack_weights else nullcontext
 
     def start(self, add: Tensor | None = None) -> Tensor:
-        """Run the prefixes.
+        """Run the prefixes, unless `prefill.kept` has what they give.
 
         Args:
             add: (R, d), added to the pre-logits in float32.
@@ -88,8 +90,13 @@ class Stepper:
         Returns:
             (R, |V|) logits of the first tokens.
         """
-        logits, self.z = self._forward(self.ids, self.positions, add, repeat=self.per_prefix)
-        repeat = self.per_prefix
+        repeat, model = self.per_prefix, self.policy.model
+        known = prefill.known(model, self.distinct) if self.share else None
+        logits, self.z = self._forward(self.ids, self.positions, add, repeat=repeat, known=known)
+        if known is not None:
+            self.cache = known.cache
+        elif isinstance(self.cache, DynamicCache) and self.share:
+            prefill.keep(model, self.distinct, self.cache, self.z[::repeat])
         self.positions = self.positions[:, -1:].repeat_interleave(repeat, 0)
         if isinstance(self.cache, DynamicCache) and self.share:
             self.cache = PrefixCache(self.cache, self.mask, repeat, self.T - 1, static=self.record)
@@ -138,13 +145,23 @@ class Stepper:
         self.mask = None if self.mask is None else self.mask[rows]
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, add: Tensor | None = None, repeat: int = 1
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        add: Tensor | None = None,
+        repeat: int = 1,
+        known: prefill.Prefill | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One pass of the model: (R, |V|) logits, and the (R, d) pre-logits before any change."""
+        """One pass of the model: (R, |V|) logits, and the (R, d) pre-logits before any change.
+
+        Args:
+            known: its pre-logits are used; a single token runs, to reach the model's head.
+        """
         seen = []
 
         def change(z: Tensor) -> Tensor:
-            z = z[:, -1]  # only the last position decides the next token
+            # Only the last position decides the next token.
+            z = z[:, -1] if known is None else known.z
             z = z.repeat_interleave(repeat, 0) if repeat > 1 else z
             seen.append(z)
             if self.edit is not None:
@@ -157,15 +174,13 @@ class Stepper:
         attention: AbstractContextManager[None] = nullcontext()
         if isinstance(self.cache, PrefixCache):
             attention = shared_prefix(self.policy.model, self.cache)
+        mask = no_mask(self.policy.model, ids) if shared else self.mask
+        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions}
+        inputs |= {"attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
+        if known is not None:
+            inputs = {"input_ids": ids[:, -1:], "use_cache": False}
         with self.packed(), prelogits_changed(self.policy.model, change), attention:
-            logits = self.policy.model(
-                input_ids=ids,
-                attention_mask=no_mask(self.policy.model, ids) if shared else self.mask,
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            logits = self.policy.model(**inputs, logits_to_keep=1).logits[:, -1]
         return logits, seen[0]
 
 

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import re
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 
@@ -85,6 +86,19 @@ def test_the_signature_is_one_and_the_same(method):
     assert list(inspect.signature(step).parameters) == ["state", "policy", "reward", "config"]
     for name in inspect.signature(config).parameters:  # the one place where they are documented
         assert any(re.search(rf"\b{name}\b", c.__doc__ or "") for c in config.__mro__), name
+
+
+@each_method
+def test_prefixes_that_are_run_once_change_nothing(call, method, monkeypatch):
+    # Otherwise some methods decode all iterations as one batch.
+    apart = {"rows": 8} if hasattr(METHODS[method].config, "rows") else {}
+    kept = call(method, PROMPTS, **apart)
+    monkeypatch.setattr("aisp.alignment.prefill.kept", nullcontext)
+    plain = call(method, PROMPTS, **apart)
+    for ours, theirs in zip(kept, plain, strict=True):
+        assert ours.candidates.equals(theirs.candidates)
+        same = ["reward_mean", "ess", "kl", "tokens"]
+        assert ours.history[same].equals(theirs.history[same])
 
 
 class Even(aisp.Reward):
