@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from aisp.engine import prefill
 from aisp.engine.attention import PrefixCache, sees_everything
 from aisp.engine.decoding import GREEDY, Decoding, take_token
 from aisp.engine.perturbation import Perturbation, uniforms
@@ -115,9 +116,15 @@ class _Begun(Stepper):
         apart = self.share and self.per_prefix == 1 and sees_everything(policy.model)
         if not apart or min(map(len, prefixes)) < 2:
             return super().start(add)
-        ids, mask, positions = left_padded([p[:-1] for p in prefixes], policy)
-        self.mask = mask
-        self._forward(ids, positions)
+        short = [p[:-1] for p in prefixes]
+        ids, mask, positions = left_padded(short, policy)
+        known = prefill.known(policy.model, short)
+        if known is None:
+            self.mask = mask
+            _, z = self._forward(ids, positions)
+            assert isinstance(self.cache, DynamicCache)
+            known = prefill.keep(policy.model, short, self.cache, z)
+        self.cache = known.copied()
         self.cache.batch_select_indices(owner)
         lengths = [len(prefixes[p]) - 1 for p in owner.tolist()]
         rest = [own[at:] for own, at in zip(whole, lengths, strict=True)]

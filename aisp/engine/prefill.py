@@ -4,6 +4,7 @@ While `kept` is open, a `Stepper` that shares prefixes leaves what it made of th
 one over the same model and prefixes takes it from here. Values are those of another pass, bit for bit.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,6 +31,12 @@ class Prefill(NamedTuple):
     cache: DynamicCache
     z: Tensor
 
+    def copied(self) -> DynamicCache:
+        """A cache whose rows may be chosen: what is kept stays as it is. For attending layers only."""
+        own = copy.copy(self.cache)
+        own.layers = [copy.copy(layer) for layer in own.layers]
+        return own
+
 
 _kept: ContextVar["WeakKeyDictionary[nn.Module, Prefill] | None"] = ContextVar(
     "aisp_prefills", default=None
@@ -55,16 +62,17 @@ def known(model: nn.Module, prefixes: Sequence[Sequence[int]]) -> Prefill | None
 
 def keep(
     model: nn.Module, prefixes: Sequence[Sequence[int]], cache: DynamicCache, z: Tensor
-) -> None:
+) -> Prefill:
     """Leave what a pass made, in the place of what was kept of the model before."""
+    made = Prefill(_plain(prefixes), cache, z)
     models = _kept.get()
-    if models is None:
-        return
-    states = [x for layer in cache.layers for x in vars(layer).values() if isinstance(x, Tensor)]
-    if sum(x.nbytes for x in states) > MOST_BYTES:
-        models.pop(model, None)
-    else:
-        models[model] = Prefill(_plain(prefixes), cache, z)
+    if models is not None:
+        states = [x for layer in cache.layers for x in vars(layer).values()]
+        if sum(x.nbytes for x in states if isinstance(x, Tensor)) > MOST_BYTES:
+            models.pop(model, None)
+        else:
+            models[model] = made
+    return made
 
 
 def _plain(prefixes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

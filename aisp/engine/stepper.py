@@ -91,11 +91,12 @@ class Stepper:
             (R, |V|) logits of the first tokens.
         """
         repeat, model = self.per_prefix, self.policy.model
-        known = prefill.known(model, self.distinct) if self.share else None
+        several = self.share and repeat > 1
+        known = prefill.known(model, self.distinct) if several else None
         logits, self.z = self._forward(self.ids, self.positions, add, repeat=repeat, known=known)
         if known is not None:
             self.cache = known.cache
-        elif isinstance(self.cache, DynamicCache) and self.share:
+        elif isinstance(self.cache, DynamicCache) and several:
             prefill.keep(model, self.distinct, self.cache, self.z[::repeat])
         self.positions = self.positions[:, -1:].repeat_interleave(repeat, 0)
         if isinstance(self.cache, DynamicCache) and self.share:

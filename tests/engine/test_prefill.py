@@ -9,6 +9,7 @@ from tiny import ARCHITECTURES, PROMPTS, reward
 import aisp
 from aisp.engine import prefill
 from aisp.engine.attention import obstacle_to_sharing
+from aisp.engine.continuation import continuation
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 
@@ -95,3 +96,22 @@ def test_a_search_runs_its_prefixes_once(tiny):
     settings = {"n": 4, "kappa": 3, "max_new_tokens": 5, "progress": False}
     _, seen = widths(policy.model, lambda: aisp.align("Hi", policy, reward, **settings))
     assert [x > 1 for x in seen].count(True) == 1 and len(seen) >= 3 * 5
+
+
+def test_continuations_run_prefixes_once_too(tiny):
+    policy = tiny("llama")
+    prefixes = [policy.prefix(p) for p in PROMPTS]
+    begun = rollout(policy, prefixes, 4, 8)
+    kept = torch.tensor([[0, 1, 2, 3]] * len(prefixes))
+
+    def go(seed):
+        seeds = [torch.Generator().manual_seed(seed + i) for i in range(len(prefixes))]
+        return continuation(
+            policy, prefixes, begun, kept, 8, decoding=Decoding(1.0), generators=seeds
+        )
+
+    plainly = [go(seed).tokens for seed in (0, 10, 20)]
+    with prefill.kept():
+        found, seen = widths(policy.model, lambda: [go(seed).tokens for seed in (0, 10, 20)])
+    assert all(map(torch.equal, found, plainly))
+    assert seen.count(max(map(len, prefixes)) - 1) == 1
