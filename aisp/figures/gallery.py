@@ -149,8 +149,9 @@ def _recipes() -> dict[str, Recipe]:
     budget = ("ablations_budget.csv",)
     recipes["ablation_budget"] = Recipe("07_ablations", budget, figures.over_optimization)
     recipes["drift"] = Recipe("10_drift", ("ablations.jsonl",), _drift)
-    beyond = ("beyond_builtin_128_budget.csv",)
-    recipes["beyond"] = Recipe("11_beyond", beyond, figures.over_optimization)
+    for name, file in (("beyond", "beyond_builtin_128"), ("beyond_builtin_512",) * 2):
+        files = (f"{file}_budget.csv",)
+        recipes[name] = Recipe("11_beyond", files, figures.over_optimization)
     costs = ("beyond_builtin_128_third.jsonl", "beyond_builtin_128.jsonl")
     recipes["beyond_costs"] = Recipe("11_beyond", costs, _costs)
     recipes["beyond_leads"] = Recipe("11_beyond", ("beyond_leads.csv",), figures.leads)

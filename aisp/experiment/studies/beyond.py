@@ -62,8 +62,9 @@ import torch
 from aisp.checks import choice, whole
 from aisp.experiment import records as experiment
 from aisp.experiment.profiles import PROFILES, TOYS, records_path
-from aisp.experiment.report import tables
+from aisp.experiment.report import measures, tables
 from aisp.experiment.store.reading import load
+from aisp.experiment.studies import ablations
 from aisp.experiment.studies.contenders import GROUPS, of_groups, rows, trials, tried, tuned
 from aisp.policy import Policy, load_policy
 from aisp.prompts import Prompt, load_prompts
@@ -206,6 +207,37 @@ def run(
                 options["seeds"] = [seed]
                 found[path] = experiment.run(path, own, prompts, policy, reward, **options)
     return pd.concat(found.values(), ignore_index=True)
+
+
+def along(
+    which: str,
+    samples: int,
+    shown: "pd.DataFrame",
+    policy: Policy,
+    judge: Reward,
+    profile: str = "cpu",
+    folder: Path | None = None,
+) -> tuple["pd.DataFrame", Path]:
+    """What rows had found after 1, 2, 4, ... iterations, from `ablations.by_budget`, and its file.
+
+    The table is kept beside the records, and read from there as long as they are the same.
+
+    Args:
+        shown: records of one of SETS and BUDGETS.
+        judge: scores every response.
+    """
+    files = paths(which, samples, profile, folder)
+    labels, seeds = list(shown["label"].unique()), sorted(shown["seed"].unique().tolist())
+
+    def compute() -> "pd.DataFrame":
+        series = ablations.Question("samples", {"all": {x: x for x in labels}})
+        prompts = prompts_of(which, samples, profile)
+        return ablations.by_budget(shown, series, prompts, policy, judge).round(5)
+
+    sources = [x for group, x in files.items() if set(GROUPS[group]) & set(labels)]
+    about = {"policy": policy.name, "judge": judge.name, "seeds": seeds, "labels": labels}
+    path = files["first"].with_name(f"{files['first'].stem}_budget.csv")
+    return measures.computed_once(path, sources, compute, **about), path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
