@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOGETHER = "together"
-NAMES = {"builtin": "built-in", "shp": "SHP", "hh": "HH-RLHF", TOGETHER: "all three"}
+NAMES = {"builtin": "built-in", "shp": "SHP", "hh": "HH-RLHF", TOGETHER: "all three sets"}
 Stored = dict[tuple[str, int], "pd.DataFrame"]
 
 
@@ -254,10 +254,11 @@ def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
             "by a judge that was not optimized, no row is above it."
         )
     else:
-        said += f" **By a judge that was not optimized**, {by_judge.first} stands above best-of-n."
+        said += f" **By a judge that was not optimized**, {by_judge.first} stands above best-of-n "
+        said += f"({by_judge.lead.signed})."
     whole = finished(records)
     size = f"{whole['prompt'].nunique()} prompts, {whole['seed'].nunique()} seeds"
-    said += f" So much from {name(*main)} ({size})."
+    said += f" This is from {name(*main)} ({size})."
     larger = sorted(samples for which, samples in found if which == "builtin" and samples > 128)
     return " ".join([said, *(_at(samples, found["builtin", samples]) for samples in larger)])
 

@@ -124,7 +124,7 @@ def test_the_advice_goes_on_with_larger_budgets():
     larger = measured({BEST: (0, 0), STEERED: (1, 0)}, seeds=1)
     said = recommend.advice({("builtin", 128): main, ("builtin", 512): larger})
     lead = declared.nested(larger, STEERED, BEST).contrast.signed
-    assert "So much from built-in, 128 samples (12 prompts, 3 seeds). At 512" in said
+    assert "This is from built-in, 128 samples (12 prompts, 3 seeds). At 512" in said
     end = f"At 512 samples (1 seed), above best-of-n: by the reward {STEERED} ({lead})"
     assert said.endswith(f"{end}, by the judge no row.")
 
@@ -168,10 +168,10 @@ def test_all_sets_together_have_the_rows_and_seeds_that_each_has(tmp_path, monke
     assert together["prompt"].nunique() == sum(of["prompt"].nunique() for of in sets.values())
     assert set(together["label"]) == set(FIRST) and set(together["seed"]) == {0, 1}
     places = [line.split(" | ")[1] for line in recommend.answer(found).splitlines()[2:]]
-    assert places == ["built-in 12, 3", "SHP 12, 3", "HH-RLHF 12, 2", "all three 36, 2"]
+    assert places == ["built-in 12, 3", "SHP 12, 3", "HH-RLHF 12, 2", "all three sets 36, 2"]
     sets["hh"] = hh
     assert SCORES in set(stored([])[recommend.TOGETHER, 128]["label"])
-    assert "So much from all three, 128 samples (36 prompts, 3 seeds)" in recommend.advice(
+    assert "This is from all three sets, 128 samples (36 prompts, 3 seeds)" in recommend.advice(
         stored([])
     )
 
