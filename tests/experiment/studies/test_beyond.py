@@ -1,5 +1,7 @@
 """The protocol of notebook 11 as code: rows, trials, prompts, and runs that resume."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -178,3 +180,37 @@ def test_a_bad_command_says_what_is_wrong(argv, message, capsys):
     with pytest.raises(SystemExit):
         beyond.main(argv)
     assert message in capsys.readouterr().err
+
+
+def test_what_rows_had_found_along_the_way_is_computed_once_for_the_files_that_hold_them(
+    tmp_path, monkeypatch
+):
+    asked = []
+
+    def by_budget(shown, series, prompts, policy, judge):
+        asked.append((list(shown["label"]), [p.id for p in prompts]))
+        return pd.DataFrame({"label": list(series.settings["all"]), "reward": 0.123456789})
+
+    monkeypatch.setattr(beyond.ablations, "by_budget", by_budget)
+    files = beyond.paths("builtin", 1024, folder=tmp_path)
+    for file in files.values():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("of one kind\n")
+    shown = pd.DataFrame({"label": [contenders.AISP, contenders.SCORES], "seed": [0, 0]})
+    named = SimpleNamespace(name="made up")
+
+    def go():
+        return beyond.along("builtin", 1024, shown, named, named, folder=tmp_path)
+
+    table, path = go()
+    assert (
+        path.name == "beyond_builtin_1024_budget.csv" and table["reward"].tolist() == [0.12346] * 2
+    )
+    ids = [p.id for p in beyond.prompts_of("builtin", 1024)]
+    assert asked == [([contenders.AISP, contenders.SCORES], ids)] and len(ids) == 16
+    files["second"].write_text("of another kind\n")  # holds none of these rows
+    go()
+    assert len(asked) == 1
+    files["third"].write_text("of another kind\n")
+    go()
+    assert len(asked) == 2
