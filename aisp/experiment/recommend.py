@@ -18,12 +18,15 @@ from aisp.experiment.studies.contenders import (
     PRIMARY,
     SECONDARY,
     SHOWN,
+    TRAINED,
     trial_table,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
+UNTRAINED_ROWS = [x for x in CONTENDERS if x not in TRAINED]
+NAMED = 4  # as many rows are named one by one, where more cannot be told from the highest
 TOGETHER = "together"
 NAMES = {"builtin": "built-in", "shp": "SHP", "hh": "HH-RLHF", TOGETHER: "all three sets"}
 Stored = dict[tuple[str, int], "pd.DataFrame"]
@@ -128,7 +131,8 @@ def answer(
 ) -> str:
     """A table in Markdown: budgets and sets against what stands highest by reward and by judge.
 
-    Without a judge's scores, their column is empty.
+    Where the highest row needs training, the highest of the others is named too. Without a judge's
+    scores, their column is empty.
 
     Args:
         checked: records under a program's checks, with their measures: a column of their own, where
@@ -143,7 +147,7 @@ def answer(
         whole = finished(records)
         seeds = whole.loc[whole["label"] == BEST, "seed"].nunique()
         cells = [
-            _cell(standing(records, measure, list(CONTENDERS))) if measure in records else ""
+            _cell(records, measure, list(CONTENDERS)) if measure in records else ""
             for measure in ("reward", "judged")
         ]
         size = f"{NAMES[which]} {whole['prompt'].nunique()}, {seeds}"
@@ -168,13 +172,29 @@ def name(which: str, samples: int) -> str:
 
 def _checked_cell(checked: "pd.DataFrame") -> str:
     size = f"{checked['prompt'].nunique()}, {checked['seed'].nunique()}"
-    return f"{_cell(standing(checked, 'soon', list(verified.ROWS)))} ({size})"
+    return f"{_cell(checked, 'soon', list(verified.ROWS))} ({size})"
 
 
-def _cell(found: Standing) -> str:
+def _cell(records: "pd.DataFrame", measure: str, labels: Sequence[str]) -> str:
+    top = standing(records, measure, labels)
+    if top.first not in TRAINED:
+        return _said(top)
+    others = standing(records, measure, [x for x in labels if x not in TRAINED])
+    return f"{_said(top)}; without training {_said(others)}"
+
+
+def _said(found: Standing) -> str:
     bold = "**" * (found.lead.verdict == "higher")
     said = f"{bold}{found.first}{bold}, {found.lead.signed} over {found.lead.second}"
-    return said + (f"; not told from it: {', '.join(found.level)}" if found.level else "")
+    return said + (f"; not told from it: {_listed(found.level)}" if found.level else "")
+
+
+def _listed(level: Sequence[str]) -> str:
+    """Rows by name; of many only how many they are, and best-of-n if it is one."""
+    if len(level) <= NAMED:
+        return ", ".join(level)
+    named = [BEST] if BEST in level else []
+    return " and ".join([*named, f"{len(level) - len(named)} other rows"])
 
 
 def outcome(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
@@ -237,16 +257,16 @@ def leads(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> "pd.DataFrame":
 def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     """The table's answer at the main budget in two sentences, one by the reward, one by the judge.
 
-    They are of all sets together where these are stored, else of the built-in one. For each larger
-    budget of the built-in one a third one follows.
+    They are of the rows that need no training, and of all sets together where these are stored, else
+    of the built-in one. For each larger budget of the built-in one a third one follows.
     """
     main = (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
     records = found[main]
-    by_reward, by_judge = (standing(records, m, list(CONTENDERS)) for m in ("reward", "judged"))
+    by_reward, by_judge = (standing(records, m, UNTRAINED_ROWS) for m in ("reward", "judged"))
     if by_reward.first == BEST or by_reward.lead.verdict != "higher":
         said = "By the reward no row is told from best-of-n at its tuned temperature: run that."
     else:
-        others = f" (or {' or '.join(by_reward.level)}, not told from it)" * bool(by_reward.level)
+        others = f" (not told from it: {_listed(by_reward.level)})" * bool(by_reward.level)
         said = f"**If the reward is what you want**, run {by_reward.first}{others}."
     if BEST in (by_judge.first, *by_judge.level):
         said += (
@@ -268,7 +288,7 @@ def _at(samples: int, records: "pd.DataFrame") -> str:
     seeds = records["seed"].nunique()
     parts = []
     for measure, name in {"reward": "by the reward", "judged": "by the judge"}.items():
-        top = standing(records, measure, list(CONTENDERS))
+        top = standing(records, measure, UNTRAINED_ROWS)
         above = top.first != BEST and top.lead.verdict == "higher"
         parts.append(f"{name} {f'{top.first} ({top.lead.signed})' if above else 'no row'}")
     counted = f"{seeds} seed{'s' * (seeds > 1)}"

@@ -54,7 +54,29 @@ def test_the_advice_is_what_the_standings_are():
     assert f"**If the reward is what you want**, run {STEERED}." in both
     assert f"**By a judge that was not optimized**, {STEERED} stands above" in both
     only = of(**{STEERED: (1, 0), AISP: (1, 0)})
-    assert " (or " in only and "only stands in for what you want" in only
+    assert " (not told from it: " in only and "only stands in for what you want" in only
+    trained = of(**{STEERED: (1, 1), RAM: (2, 2)})
+    assert trained == both  # rows that need training have no part in it
+
+
+def test_where_a_trained_row_is_highest_the_highest_of_the_others_is_named_too():
+    records = measured({BEST: (0, 0), RAM: (2, 0), STEERED: (1, 0)})
+    lead = {x: declared.nested(records, x, BEST).contrast.signed for x in (RAM, STEERED)}
+    text = recommend.answer({("builtin", 128): records})
+    assert f"**{RAM}**, {lead[RAM]} over best-of-n; without training **{STEERED}**" in text
+    assert f"**{STEERED}**, {lead[STEERED]} over best-of-n" in text
+    assert (
+        text.count("without training") == 1
+    )  # by the judge it is not highest, or level with the rest
+
+
+def test_many_rows_that_are_level_are_counted():
+    level = {x: (1, 0) for x in CONTENDERS if x not in (BEST, RAM)}
+    text = recommend.answer({("builtin", 128): measured({BEST: (0, 0)} | level)})
+    by_reward, by_judge = text.splitlines()[2].split(" | ")[2:4]
+    others = len(level) - 1
+    assert by_reward.endswith(f"; not told from it: {others} other rows")
+    assert f"; not told from it: best-of-n and {others} other rows" in by_judge
 
 
 def test_the_outcome_names_both_measures():

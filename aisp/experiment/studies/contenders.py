@@ -89,6 +89,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 SHOWN = (*GROUPS["first"], SCORES)  # what figures and every set and budget have
+TRAINED = (RAM,)  # what first needs a model trained for the reward
 
 PRIMARY = (STEERED, BEST)
 SECONDARY: dict[str, tuple[tuple[str, str], ...]] = {
