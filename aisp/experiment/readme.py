@@ -23,7 +23,7 @@ from aisp.experiment.report.findings import (
     leader,
 )
 from aisp.experiment.store.reading import load
-from aisp.experiment.studies import ablations, dials
+from aisp.experiment.studies import ablations, dials, places
 from aisp.experiment.studies.main_results import BARE, BASELINE
 from aisp.experiment.studies.prompt_sets import TOGETHER, by_set, stored_sets
 from aisp.provenance import checkout, replacing
@@ -50,10 +50,14 @@ def blocks(folder: Path) -> dict[str, str]:
         "re_control": _re_control,
         "re_control_state": lambda of: _reproduced(by_set(of, "AISP", "RE-Control")),
     }
-    compared = recommend.stored(folder)
-    told = (recommend.outcome, recommend.advice)
-    declared = {make.__name__: make(compared) for make in told}
-    declared["answer"] = recommend.answer(compared, recommend.checked(folder))
+    compared, checked = places.stored(folder), recommend.checked(folder)
+    declared = {
+        "outcome": recommend.outcome(compared),
+        "published": recommend.published(compared),
+        "tuned": recommend.tuned_gain(compared),
+        "advice": recommend.advice(compared, checked),
+        "answer": recommend.answer(compared, checked),
+    }
     records, questions = _ablations(folder / "ablations.jsonl")
     longer = _bullets(_longer(records, questions["drift"]))
     sigma = dials.sentences(records, questions["sigma"])[0]

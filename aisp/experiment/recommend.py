@@ -4,84 +4,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from aisp.experiment.report import measures
 from aisp.experiment.report.comparisons import whole_seeds
 from aisp.experiment.report.findings import Contrast
 from aisp.experiment.report.tables import finished
 from aisp.experiment.store.reading import load
 from aisp.experiment.studies import declared, passing, verified
-from aisp.experiment.studies.beyond import BUDGETS, SETS, paths
 from aisp.experiment.studies.contenders import (
+    AISP,
     BEST,
     CONTENDERS,
     GROUPS,
+    NOISE,
     PRIMARY,
     SECONDARY,
     SHOWN,
     TRAINED,
     trial_table,
 )
+from aisp.experiment.studies.places import NAMES, TOGETHER, UNSEEN, Stored, in_order, name
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNTRAINED_ROWS = [x for x in CONTENDERS if x not in TRAINED]
+MEASURED = {" by the reward": "reward", " by the judge": "judged"}
 NAMED = 4  # as many rows are named one by one, where more cannot be told from the highest
-TOGETHER = "together"
-NAMES = {"builtin": "built-in", "shp": "SHP", "hh": "HH-RLHF", TOGETHER: "all three sets"}
-Stored = dict[tuple[str, int], "pd.DataFrame"]
-
-
-def stored(folder: Path) -> Stored:
-    """(set, samples) -> records with their measures, of the seeds that a folder holds as a whole.
-
-    A row of another group than the first joins where it is whole in all seeds that the first is.
-    Where a budget is stored for every set, (TOGETHER, samples) has the rows and seeds common to all.
-
-    Args:
-        folder: data/results/<profile>/.
-    """
-    import pandas as pd
-
-    found: Stored = {}
-    for samples in BUDGETS:
-        for which in SETS:
-            there = [
-                path for path in paths(which, samples, folder=folder).values() if path.exists()
-            ]
-            parts = [measures.kept(load(path), path) for path in there]
-            judged = [of for of in parts if of is not None]
-            if judged:
-                records = comparable(pd.concat(judged, ignore_index=True))
-                if len(records):
-                    found[which, samples] = records
-        each = [found[which, samples] for which in SETS if (which, samples) in found]
-        if len(each) == len(SETS) and len(common := _common(each)):
-            found[TOGETHER, samples] = common
-    return found
-
-
-def _common(each: "Sequence[pd.DataFrame]") -> "pd.DataFrame":
-    """The records of several sets, of the rows and seeds that all of them have."""
-    import pandas as pd
-
-    labels, seeds = (
-        set.intersection(*(set(of[column]) for of in each)) for column in ("label", "seed")
-    )
-    every = pd.concat(each, ignore_index=True)
-    return every[every["label"].isin(labels) & every["seed"].isin(seeds)]
-
-
-def comparable(records: "pd.DataFrame") -> "pd.DataFrame":
-    """The rows that are whole in all seeds in which the first group is, in these seeds."""
-    import pandas as pd
-
-    first = whole_seeds(records, GROUPS["first"])
-    seeds = set(first["seed"])
-    own = records[records["seed"].isin(seeds)]
-    others = [x for x in own["label"].unique() if x not in GROUPS["first"]]
-    rows = [whole_seeds(own, [x]) for x in others]
-    return pd.concat([first, *(of for of in rows if set(of["seed"]) == seeds)])
 
 
 class Standing(NamedTuple):
@@ -145,7 +92,7 @@ def answer(
     ]
     for (which, samples), records in in_order(found):
         whole = finished(records)
-        seeds = whole.loc[whole["label"] == BEST, "seed"].nunique()
+        seeds = whole["seed"].nunique()
         cells = [
             _cell(records, measure, list(CONTENDERS)) if measure in records else ""
             for measure in ("reward", "judged")
@@ -156,18 +103,6 @@ def answer(
             cells.append(_checked_cell(checked) if same else "")
         lines.append(f"| {samples} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def in_order(
-    found: Mapping[tuple[str, int], "pd.DataFrame"],
-) -> "list[tuple[tuple[str, int], pd.DataFrame]]":
-    """By budget, then in the order of NAMES."""
-    return sorted(found.items(), key=lambda x: (x[0][1], list(NAMES).index(x[0][0])))
-
-
-def name(which: str, samples: int) -> str:
-    """A set and budget in words."""
-    return f"{NAMES[which]}, {samples:,} samples"
 
 
 def _checked_cell(checked: "pd.DataFrame") -> str:
@@ -233,7 +168,7 @@ def _primary_pair(records: "pd.DataFrame") -> tuple[Contrast, Contrast]:
 
 
 def leads(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> "pd.DataFrame":
-    """The rows of `contenders.SHOWN` over best-of-n, wherever they are stored.
+    """The rows of `contenders.SHOWN` over best-of-n: single sets, all together, every budget.
 
     Returns:
         Columns: place (`name`), prompts, seeds, label, measure ("reward" or "judged"), difference,
@@ -242,7 +177,7 @@ def leads(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for place, records in in_order(found):
+    for place, records in in_order({x: of for x, of in found.items() if x[0] != UNSEEN}):
         there = set(records["label"])
         for label in (x for x in SHOWN if x != BEST and x in there):
             for measure in (x for x in ("reward", "judged") if x in records):
@@ -254,20 +189,25 @@ def leads(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
+def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> str:
     """The table's answer at the main budget in two sentences, one by the reward, one by the judge.
 
     They are of the rows that need no training, and of all sets together where these are stored, else
-    of the built-in one. For each larger budget of the built-in one a third one follows.
+    of the built-in one. Then where the row stands that they name first: on UNSEEN sets, at larger
+    budgets, and where a program checks.
+
+    Args:
+        checked: as `answer` takes it.
     """
     main = (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
     records = found[main]
     by_reward, by_judge = (standing(records, m, UNTRAINED_ROWS) for m in ("reward", "judged"))
-    if by_reward.first == BEST or by_reward.lead.verdict != "higher":
+    nothing = by_reward.first == BEST or by_reward.lead.verdict != "higher"
+    if nothing:
         said = "By the reward no row is told from best-of-n at its tuned temperature: run that."
     else:
         others = f" (not told from it: {_listed(by_reward.level)})" * bool(by_reward.level)
-        said = f"**If the reward is what you want**, run {by_reward.first}{others}."
+        said = f"**If a learned reward is what you want**, run {by_reward.first}{others}."
     if BEST in (by_judge.first, *by_judge.level):
         said += (
             " **If it only stands in for what you want**, best-of-n at a tuned temperature will do: "
@@ -276,23 +216,70 @@ def advice(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> str:
     else:
         said += f" **By a judge that was not optimized**, {by_judge.first} stands above best-of-n "
         said += f"({by_judge.lead.signed})."
+    said += f" This is from {name(*main)} ({_counted(records)})."
+    if nothing:
+        return said
+    row, further = by_reward.first, []
+    if (UNSEEN, 128) in found:
+        where = f"On {NAMES[UNSEEN]} alone, which no choice of rows saw"
+        further.append(_against_best(row, where, found[UNSEEN, 128]))
+    for samples in sorted(n for which, n in found if which == "builtin" and n > 128):
+        where = f"At {samples:,} samples of the built-in set"
+        further.append(_against_best(row, where, found["builtin", samples]))
+    if checked is not None:
+        where = "Where a program checks, by how soon a response passes"
+        further.append(_against_best(row, where, checked, {"": "soon"}))
+    return " ".join([said, *further])
+
+
+def _counted(records: "pd.DataFrame") -> str:
     whole = finished(records)
-    size = f"{whole['prompt'].nunique()} prompts, {whole['seed'].nunique()} seeds"
-    said += f" This is from {name(*main)} ({size})."
-    larger = sorted(samples for which, samples in found if which == "builtin" and samples > 128)
-    return " ".join([said, *(_at(samples, found["builtin", samples]) for samples in larger)])
+    prompts, seeds = whole["prompt"].nunique(), whole["seed"].nunique()
+    return f"{prompts} prompts, {seeds} seed{'s' * (seeds != 1)}"
 
 
-def _at(samples: int, records: "pd.DataFrame") -> str:
-    """What stands highest at a larger budget, by the reward and by the judge."""
-    seeds = records["seed"].nunique()
-    parts = []
-    for measure, name in {"reward": "by the reward", "judged": "by the judge"}.items():
-        top = standing(records, measure, UNTRAINED_ROWS)
-        above = top.first != BEST and top.lead.verdict == "higher"
-        parts.append(f"{name} {f'{top.first} ({top.lead.signed})' if above else 'no row'}")
-    counted = f"{seeds} seed{'s' * (seeds > 1)}"
-    return f"At {samples} samples ({counted}), above best-of-n: {', '.join(parts)}."
+def _against_best(
+    row: str, where: str, records: "pd.DataFrame", measures: Mapping[str, str] = MEASURED
+) -> str:
+    """One row against best-of-n somewhere, in a sentence."""
+    words = {"higher": "above", "undecided": "not told from", "lower": "below"}
+    gaps = {
+        by: declared.nested(records, row, BEST, measure).contrast
+        for by, measure in measures.items()
+        if row in set(records["label"])
+    }
+    if not gaps:
+        return f"{where} {row} is not stored."
+    told = ", and ".join(f"{words[gap.verdict]} it{by} ({gap.signed})" for by, gap in gaps.items())
+    return f"{where} ({_counted(records)}), against best-of-n, {row} is {told}."
+
+
+def published(found: Stored) -> str:
+    """AISP as published against best-of-n at its tuned temperature and noise only, in two sentences."""
+    main = (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
+    table = declared.secondary(found[main], SECONDARY["first"], PRIMARY)
+    pairs = {"best-of-n at its tuned temperature": BEST, "noise only": NOISE}
+    own = table.loc[
+        [f"{AISP} minus {x}, by {m}" for x in pairs.values() for m in ("reward", "judge")]
+    ]
+    signed = [f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in own.itertuples()]
+    said = [
+        f"minus {what}, {signed[2 * i]} by the reward and {signed[2 * i + 1]} by the judge"
+        for i, what in enumerate(pairs)
+    ]
+    told = [name for name, verdict in own["verdict"].items() if verdict != "undecided"]
+    return (
+        f"**AISP as published**, in {name(*main)} ({_counted(found[main])}): {'; '.join(said)}. "
+        f"Adjusted by Holm with the {len(table)} secondary contrasts, told from 0 of these: "
+        f"{', '.join(told) or 'none'}."
+    )
+
+
+def tuned_gain(found: Stored) -> str:
+    """AISP as published minus best-of-n at its tuned temperature, by the reward and by the judge."""
+    main = (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
+    gaps = {x: declared.nested(found[main], AISP, BEST, x).contrast for x in MEASURED.values()}
+    return f"{gaps['reward'].signed} by the reward, {gaps['judged'].signed} by the judge"
 
 
 class Further(NamedTuple):

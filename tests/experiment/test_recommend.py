@@ -5,7 +5,7 @@ import pytest
 from fake_runs import measured
 
 from aisp.experiment import recommend
-from aisp.experiment.studies import beyond, declared
+from aisp.experiment.studies import beyond, declared, places
 from aisp.experiment.studies.contenders import (
     AISP,
     BEST,
@@ -51,7 +51,7 @@ def test_the_advice_is_what_the_standings_are():
 
     assert "best-of-n at its tuned temperature: run that" in of()
     both = of(**{STEERED: (1, 1)})
-    assert f"**If the reward is what you want**, run {STEERED}." in both
+    assert f"**If a learned reward is what you want**, run {STEERED}." in both
     assert f"**By a judge that was not optimized**, {STEERED} stands above" in both
     only = of(**{STEERED: (1, 0), AISP: (1, 0)})
     assert " (not told from it: " in only and "only stands in for what you want" in only
@@ -107,7 +107,7 @@ def test_rows_of_other_groups_count_in_the_seeds_in_which_they_are_whole():
 
 
 def test_records_without_measures_are_left_out(tmp_path):
-    assert recommend.stored(tmp_path) == {}
+    assert places.stored(tmp_path) == {}
     with pytest.raises(KeyError):
         recommend.outcome({})
 
@@ -117,11 +117,11 @@ def test_a_row_of_a_later_group_joins_the_answer_where_it_is_whole():
     records = measured(shifts)
     records = records[(records["label"] != UNTRAINED) | (records["seed"] < 2)]
     records = records[~records["label"].isin(FIRST) | (records["seed"] < 3)]
-    found = recommend.comparable(records)
+    found = places.comparable(records)
     assert set(found["label"]) == {*FIRST, RAM}  # of UNTRAINED a seed is missing
     assert f"**{RAM}**" in recommend.answer({("builtin", 128): found})
     fewer = records[(records["label"] != AISP) | (records["seed"] < 2)]
-    both = recommend.comparable(fewer)
+    both = places.comparable(fewer)
     assert set(both["label"]) == {*FIRST, RAM, UNTRAINED} and set(both["seed"]) == {0, 1}
 
 
@@ -142,13 +142,46 @@ def test_no_records_of_checks_make_no_column(tmp_path):
 
 
 def test_the_advice_goes_on_with_larger_budgets():
-    main = measured({x: (0, 0) for x in FIRST})
-    larger = measured({BEST: (0, 0), STEERED: (1, 0)}, seeds=1)
-    said = recommend.advice({("builtin", 128): main, ("builtin", 512): larger})
-    lead = declared.nested(larger, STEERED, BEST).contrast.signed
+    main = measured({x: (0, 0) for x in FIRST} | {STEERED: (1, 0)})
+    larger = measured({BEST: (0, 0), AISP: (3, 3), STEERED: (1, -1)}, seeds=1)
+    found = {("builtin", 128): main, ("builtin", 512): larger}
+    said = recommend.advice(found)
+    lead, judged = (
+        declared.nested(larger, STEERED, BEST, x).contrast.signed for x in ("reward", "judged")
+    )
     assert "This is from built-in, 128 samples (12 prompts, 3 seeds). At 512" in said
-    end = f"At 512 samples (1 seed), above best-of-n: by the reward {STEERED} ({lead})"
-    assert said.endswith(f"{end}, by the judge no row.")
+    # Of the row that is advised, not of the one that is highest there.
+    assert said.endswith(
+        "At 512 samples of the built-in set (12 prompts, 1 seed), against best-of-n, "
+        f"{STEERED} is above it by the reward ({lead}), and below it by the judge ({judged})."
+    )
+    checked = measured({BEST: (0, 0), STEERED: (0, 0)}).rename(columns={"reward": "soon"})
+    checked = checked.assign(reward=0.0)
+    last = recommend.advice(found, checked).removeprefix(said)
+    assert last.startswith(" Where a program checks, by how soon a response passes (12 prompts")
+    assert f"{STEERED} is not told from it (" in last
+    without = larger[larger["label"] != STEERED]
+    said = recommend.advice({("builtin", 128): main, ("builtin", 512): without})
+    assert said.endswith(f"{STEERED} is not stored.")
+
+
+def test_aisp_as_published_is_set_against_both_controls():
+    level = {x: (0, 0) for x in FIRST}
+    found = {("builtin", 128): measured(level | {AISP: (0, -1)})}
+    said = recommend.published(found)
+    gaps = {
+        (x, m): declared.nested(found["builtin", 128], AISP, x, m).contrast.signed
+        for x in (BEST, NOISE)
+        for m in ("reward", "judged")
+    }
+    assert f"minus best-of-n at its tuned temperature, {gaps[BEST, 'reward']} by the reward" in said
+    assert f"minus noise only, {gaps[NOISE, 'reward']} by the reward" in said
+    assert f"and {gaps[NOISE, 'judged']} by the judge" in said
+    told = f"told from 0 of these: {AISP} minus {BEST}, by judge, {AISP} minus {NOISE}, by judge."
+    assert f"with the 15 secondary contrasts, {told}" in said
+    assert recommend.published({("builtin", 128): measured(level)}).endswith("these: none.")
+    short = recommend.tuned_gain(found)
+    assert short == f"{gaps[BEST, 'reward']} by the reward, {gaps[BEST, 'judged']} by the judge"
 
 
 def test_the_declared_contrasts_are_said_of_other_budgets_and_sets_too():
@@ -175,27 +208,32 @@ def test_all_sets_together_have_the_rows_and_seeds_that_each_has(tmp_path, monke
     hh = sets["hh"]
     sets["hh"] = hh[(hh["label"] != SCORES) & (hh["seed"] < 2)]
 
-    def stored(places):
-        for which in places:
+    def stored(sets_there):
+        for which in sets_there:
             path = beyond.paths(which, 128, folder=tmp_path)["first"]
             path.touch()
         by_path = {beyond.paths(x, 128, folder=tmp_path)["first"]: of for x, of in sets.items()}
-        monkeypatch.setattr(recommend, "load", by_path.__getitem__)
-        monkeypatch.setattr(recommend.measures, "kept", lambda records, path: records)
-        return recommend.stored(tmp_path)
+        monkeypatch.setattr(places, "load", by_path.__getitem__)
+        monkeypatch.setattr(places.measures, "kept", lambda records, path: records)
+        return places.stored(tmp_path)
 
     assert set(stored(["builtin", "shp"])) == {("builtin", 128), ("shp", 128)}
     found = stored(["hh"])
-    together = found[recommend.TOGETHER, 128]
+    together = found[places.TOGETHER, 128]
     assert together["prompt"].nunique() == sum(of["prompt"].nunique() for of in sets.values())
     assert set(together["label"]) == set(FIRST) and set(together["seed"]) == {0, 1}
-    places = [line.split(" | ")[1] for line in recommend.answer(found).splitlines()[2:]]
-    assert places == ["built-in 12, 3", "SHP 12, 3", "HH-RLHF 12, 2", "all three sets 36, 2"]
+    unseen = found[places.UNSEEN, 128]
+    assert set(unseen["prompt"]) == set(sets["shp"]["prompt"]) | set(sets["hh"]["prompt"])
+    rows = [line.split(" | ")[1] for line in recommend.answer(found).splitlines()[2:]]
+    pooled = ["SHP and HH-RLHF 24, 2", "all three sets 36, 2"]
+    assert rows == ["built-in 12, 3", "SHP 12, 3", "HH-RLHF 12, 2", *pooled]
     sets["hh"] = hh
-    assert SCORES in set(stored([])[recommend.TOGETHER, 128]["label"])
-    assert "This is from all three sets, 128 samples (36 prompts, 3 seeds)" in recommend.advice(
-        stored([])
-    )
+    assert SCORES in set(stored([])[places.TOGETHER, 128]["label"])
+    said = recommend.advice(stored([]))
+    assert "This is from all three sets, 128 samples (36 prompts, 3 seeds)" in said
+    assert "On SHP and HH-RLHF alone, which no choice of rows saw (24 prompts, 3 seeds)" in said
+    drawn = set(recommend.leads(stored([]))["place"])
+    assert "all three sets, 128 samples" in drawn and "SHP and HH-RLHF, 128 samples" not in drawn
 
 
 def test_leads_are_those_over_best_of_n_in_every_place():

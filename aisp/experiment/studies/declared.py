@@ -95,14 +95,23 @@ def secondary(
     return table
 
 
+def p_value(p: float) -> str:
+    """As it is quoted; a bootstrap of 10,000 draws has none below 0.0002."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def summed_up(table: "pd.DataFrame") -> list[str]:
-    """What the secondary contrasts support once their number is accounted for."""
+    """What the secondary contrasts support once their number is accounted for.
+
+    Those told from 0 have their p-values, not adjusted.
+    """
     said = [f"{len(table)} secondary contrasts, p-values adjusted by Holm at 5% for all together."]
     words = {"higher": "Above 0", "lower": "Below 0", "undecided": "Not distinguishable from 0"}
     for verdict, what in words.items():
         of = table[table["verdict"] == verdict]
         listed = [
-            f"{name} ({row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}])"
+            f"{name} ({row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+            f"{'' if verdict == 'undecided' else f', {p_value(row.p)}'})"
             for name, row in zip(of.index, of.itertuples(), strict=True)
         ]
         said.append(f"{what}: {'; '.join(listed) or 'none'}.")

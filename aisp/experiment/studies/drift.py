@@ -98,15 +98,15 @@ def agreement(predicted: "pd.DataFrame") -> list[str]:
     means = predicted.groupby(["label", "iteration"])[["kl", "kl_predicted"]].mean()
     ess = predicted.groupby(["label", "iteration"])[["ess", "ess_predicted"]].mean()
     ratio = (means["kl"] / means["kl_predicted"])[means["kl_predicted"] > 0]
-    off = (ess["ess"] - ess["ess_predicted"]).abs()
+    off = (ess["ess"] / ess["ess_predicted"] - 1).abs()
     low, middle, high = (ratio.quantile(q) for q in (0.05, 0.5, 0.95))
     return [
         f"Recorded over predicted KL: {middle:.2f} in the median over settings and iterations "
         f"(5 to 95%: {low:.2f} to {high:.2f}); nothing is fitted.",
-        f"The predicted effective sample size is off by {off.median():.1f} in the median, and by "
-        f"{off.quantile(0.95):.1f} or less in 95% of the cases.",
-        f"The signal of one update is {predicted['signal'].median():.1%} of its noise in the "
-        "median, were the reward linear.",
+        f"The recorded effective sample size is off the predicted one by {off.median():.0%} in the "
+        f"median, and by {off.quantile(0.95):.0%} or less in 95% of the cases.",
+        f"The signal of one update would be {predicted['signal'].median():.1%} of its noise in the "
+        "median, were the reward linear (the formula; it is not measured).",
     ]
 
 

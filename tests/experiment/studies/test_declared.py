@@ -72,6 +72,9 @@ def test_secondary_contrasts_are_adjusted_together():
     first, above, below, rest = declared.summed_up(table)
     assert first.startswith("5 secondary contrasts") and "a minus b, by reward (+" in above
     assert "c minus b, by judge (-" in below
+    p = table.loc["a minus b, by reward", "p"]
+    assert f"], {declared.p_value(p)})" in above and "p" not in rest.split(": ", 1)[1]
+    assert [declared.p_value(x) for x in (0.0002, 0.0324)] == ["p < 0.001", "p = 0.032"]
     assert (rest == "Not distinguishable from 0: none.") == (table["verdict"] != "undecided").all()
     only = declared.secondary(records.drop(columns="judged"), pairs, ("a", "c"))
     assert list(only.index) == ["a minus b, by reward", "c minus b, by reward"]

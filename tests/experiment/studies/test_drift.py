@@ -91,7 +91,9 @@ def test_agreement_tells_how_far_off_the_predictions_are():
     found = drift.predictions(pd.DataFrame([record(kl=(0.0, 3.75, 9.0))]), d=10)
     said = drift.agreement(found)
     assert "Recorded over predicted KL: 0.90" in said[0]  # between 1.00 and 0.80
-    assert "off by" in said[1] and "%" in said[2]
+    off = (found["ess"] / found["ess_predicted"] - 1).abs()
+    assert f"{off.median():.0%} in the median" in said[1]
+    assert f"{found['signal'].median():.1%} of its noise" in said[2]
 
 
 def test_the_figure_shows_the_long_runs_and_the_ends_of_alpha():
