@@ -43,6 +43,10 @@ The protocol, written down before any prompt of a test set was decoded by it:
   Their base law is the tuned one of best-of-n or of noise only, and each has one dial of its own. As
   many trials, no primary contrast. (What is tried was chosen after tempered SMC at lam = 0.2 and
   QAlign at lam = 0.5 had been run once on the prompts of the trials.)
+- The fourth group is a control for the first, declared after all of the above was computed but the rest of the
+  second and third groups, and before it decoded a test prompt: alpha = 1 without the control variate, with
+  the variant's sigma. Two contrasts, by reward and by judge: it minus AISP, which also contains their sigmas, and
+  the control variate minus it.
 - RAM is the one row that needs training for the reward (its aligner). Where it stands highest, the README
   names the highest of the others beside it, and its advice is of the others alone. (Declared before RAM
   decoded any of these test prompts at its tuned temperature; that it led by the reward at another

@@ -21,6 +21,7 @@ MISVO_KL, MISVO_FREE = "MISVO, plain KL", "MISVO, no regularization"
 QALIGN, SUFFIX, PCN = "QAlign", "suffix refreshment", "pCN"
 SLICE, SMC = "elliptical slice", "tempered SMC"
 SCORES, SPECULATIVE = "AISP by exact scores", "speculative rejection"
+ALPHA = "alpha = 1"
 
 
 class Contender(NamedTuple):
@@ -80,12 +81,14 @@ CONTENDERS: dict[str, Contender] = {
         (0.25, 0.5, 0.75),
         also={"temperature": BEST},
     ),
+    ALPHA: Contender({"method": "aisp", "alpha": 1.0}, "sigma", like=STEERED),
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "first": (BEST, NOISE, AISP, VARIATE, STEERED),
     "second": (RAM, UNTRAINED, MISVO, MISVO_TEMPERED, MISVO_KL, MISVO_FREE),
     "third": (QALIGN, SUFFIX, PCN, SLICE, SMC, SCORES, SPECULATIVE),
+    "fourth": (ALPHA,),
 }
 
 SHOWN = (*GROUPS["first"], SCORES)  # what figures and every set and budget have
@@ -110,6 +113,7 @@ SECONDARY: dict[str, tuple[tuple[str, str], ...]] = {
         (MISVO, MISVO_FREE),
     ),
     "third": tuple((row, x) for row in GROUPS["third"] for x in (BEST, STEERED)),
+    "fourth": ((ALPHA, AISP), (VARIATE, ALPHA)),
 }
 
 

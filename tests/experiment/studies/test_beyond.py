@@ -62,9 +62,11 @@ def test_a_row_without_trials_takes_the_value_of_the_row_that_it_names():
         assert configs[row]["sigma"] == 0.5 and configs[row]["lam"] == 0.2
     assert configs[contenders.PCN]["pcn"] == 0.3 and configs[contenders.SUFFIX]["pcn"] is None
     assert configs[contenders.QALIGN]["temperature"] == 0.65
-    assert contenders.of_groups("first, second,third") == list(contenders.CONTENDERS)
-    with pytest.raises(ValueError, match="a group is 'fourth'; known: first, second, third"):
-        contenders.of_groups("fourth")
+    without = configs[contenders.VARIATE] | {"control_variate": False}
+    assert configs[contenders.ALPHA] == without
+    assert contenders.of_groups("first, second,third,fourth") == list(contenders.CONTENDERS)
+    with pytest.raises(ValueError, match="a group is 'fifth'; known: first, second, third, fourth"):
+        contenders.of_groups("fifth")
     with pytest.raises(ValueError, match="a row is 'KAD'; known: best-of-n"):
         contenders.rows(beyond.size(128), tuned, ["KAD"])
 
