@@ -27,7 +27,7 @@ def described(rows):
 def test_rows_share_their_budget_and_differ_in_what_they_are_named_for():
     for samples in beyond.BUDGETS:
         configs = described(contenders.rows(beyond.size(samples), TUNED))
-        assert tuple(configs) == contenders.GROUPS["first"]
+        assert tuple(configs) == (*contenders.GROUPS["first"], contenders.ALPHA)
         for config in configs.values():
             assert config["n"] * config["kappa"] == samples and config["max_new_tokens"] == 48
         best, published = configs[contenders.BEST], configs[contenders.AISP]
@@ -146,7 +146,7 @@ def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
     labels = [contenders.BEST, contenders.SPECULATIVE, contenders.STEERED]
     few = beyond.run("builtin", 128, policy, reward, labels=labels, **own)
     assert few.groupby("label").size().to_dict() == dict.fromkeys(labels, 2)
-    path, _, later = beyond.paths("builtin", 128, "smoke", tmp_path).values()
+    path, _, later, _ = beyond.paths("builtin", 128, "smoke", tmp_path).values()
     assert path == tmp_path / "beyond_builtin_128.jsonl" and later.stem.endswith("128_third")
     assert set(load(path)["label"]) == {contenders.BEST, contenders.STEERED}
     assert set(load(later)["label"]) == {contenders.SPECULATIVE}
