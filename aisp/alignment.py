@@ -5,6 +5,7 @@ that budgets, histories, interrupts and errors are the same for all methods, and
 against samples line up.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ class Alignment:
         response, reward: the best response found, and its reward.
         candidates: one row per response: iteration, sample, response, reward, log_weight (the
             normalized log importance weight within its iteration; NaN for methods without one).
-        history: one row per iteration: iteration, reward_mean, reward_std, reward_max, reward_best
-            (so far), ess, kl (of the proposal that was drawn from, in nats), tokens (decoded in the
+        history: one row per iteration: iteration, reward_mean and reward_std (of the responses that
+            were not rejected), reward_max, reward_best (so far), ess, kl (of the proposal that was drawn from, in nats), tokens (decoded in the
             iteration; those kept from earlier responses are not counted), seconds (wall
             clock of the iteration, divided equally among the prompts decoded in one batch; of
             iterations that were decoded together, the first one has the time of decoding), what a
@@ -202,10 +203,11 @@ class _Run:
         for row in range(len(active)):
             rewards = info.rewards[row]
             texts, log_w = info.rollout.texts[row], info.log_w[row]
+            some = rewards[rewards > -torch.inf]  # NaN where all were rejected
             about = {
                 "iteration": info.iteration,
-                "reward_mean": rewards.mean().item(),
-                "reward_std": rewards.std(correction=0).item(),
+                "reward_mean": some.mean().item(),
+                "reward_std": some.std(correction=0).item() if len(some) else math.nan,
                 "reward_max": rewards.max().item(),
                 "reward_best": state.best[row].reward,
                 "ess": info.ess[row].item(),

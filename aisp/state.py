@@ -11,6 +11,7 @@ one iteration saw. `aisp.alignment.search` folds `step` over the iterations of a
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
@@ -228,19 +229,24 @@ State = TypeVar("State", bound=SearchState)
 
 
 def scored(
-    state: SearchState, reward: Reward, rollout: Rollout, ahead: Sequence[Rollout] = ()
+    state: SearchState,
+    reward: Reward,
+    rollout: Rollout,
+    ahead: Sequence[Rollout] = (),
+    rejectable: Sequence[bool] | None = None,
 ) -> Tensor:
     """Rewards of one iteration's responses, (P, n) float64 on the CPU.
 
     Args:
         ahead: of later iterations, decoded already.
+        rejectable: as `aisp.rewards.score` takes it.
 
     Raises:
         RewardError: as `aisp.rewards.score`; its `texts` are the responses, and those of the
             iterations ahead, so that none is lost.
     """
     try:
-        return score(reward, state.prompts, rollout.texts)
+        return score(reward, state.prompts, rollout.texts, rejectable)
     except RewardError as error:
         texts = zip(rollout.texts, *(r.texts for r in ahead), strict=True)
         error.texts = [list(chain.from_iterable(of_prompt)) for of_prompt in texts]
@@ -254,13 +260,16 @@ def unweighted(
     ahead: Sequence[Rollout] = (),
     **columns: Sequence[float],
 ) -> tuple[State, Info]:
-    """The end of a step of a method that learns nothing from the rewards for the next iteration.
+    """The end of a step of a method that makes no weights of the rewards.
+
+    All responses of an iteration may be rejected, where an earlier one has found some.
 
     Args:
         rollout, ahead: the responses that the method drew, as in `scored`.
         **columns: further columns of the history, P values each.
     """
-    rewards = scored(state, reward, rollout, ahead)
+    found = [best.reward > -math.inf for best in state.best]
+    rewards = scored(state, reward, rollout, ahead, found)
     undefined = torch.full_like(rewards, torch.nan)
     info = Info(
         iteration=state.iteration,

@@ -13,7 +13,7 @@ n chains per prompt run side by side. Every iteration decodes one proposal for e
 all methods, and all of them are candidates for the best response, accepted or not.
 
 A response that the reward rejects (-inf) is never accepted where a chain has another. A chain that
-has none yet takes every proposal.
+has none yet takes every proposal. Only where no chain of a prompt has ever had one it is an error.
 """
 
 from collections.abc import Sequence

@@ -21,11 +21,14 @@ With weights "softmax" (ours) it is AISP by exact scores: A_i = n (w_i - 1/n), w
 AISP's weights at alpha = 1 with the control variate. AISP moves u_t by the weighted noise v_t - u_t,
 which is sigma^2 times the score of v_t; the reward depends on v_t only through the token, so that the
 token's own score W^T (onehot(y_t) - p_t) carries the same signal without the noise in the other
-directions (Rao and Blackwell). As n grows, g is then the gradient of log E[exp(r / lam)].
+directions (in the manner of Rao and Blackwell: the tokens' law here is a softmax, there the greedy
+token under Gaussian noise; step_size stands in the place of sigma^2). As n grows, g is then the
+gradient of log E[exp(r / lam)].
 
 Where the text is silent (ours): a response's steps after its end count as 0 in both means over i; a
-rejected response (reward -inf) has advantage 0 and enters no other's baseline; a temperature other
-than 1 is that of the law that is sampled and differentiated.
+rejected response (reward -inf) has advantage 0 and enters no other's baseline, and under softmax
+weights it has weight 0, so that u moves away from it; where all are rejected u stays; a temperature
+other than 1 is that of the law that is sampled and differentiated.
 """
 
 from dataclasses import dataclass, replace
@@ -37,7 +40,7 @@ from torch import Tensor
 from aisp import control
 from aisp.checks import check_finite, check_whole, choice
 from aisp.engine.rollout import rollout
-from aisp.policy import Policy
+from aisp.policy import Policy, prelogits_changed
 from aisp.rewards.base import Reward
 from aisp.state import Info, SearchConfig, SearchState, check_state, unweighted
 
@@ -51,10 +54,11 @@ class MISVOConfig(SearchConfig):
 
     Attributes:
         n: at least 2, as an advantage is a comparison with the other responses.
-        step_size: of u, in units of pre-logit^2 per unit of reward.
-        penalty: weight of the regularization, in units of reward per nat.
-        regularization: "fisher" as published; "kl", the exact gradient of the KL on the first
-            iteration's prefixes in its place; or "none".
+        step_size: of u, in units of pre-logit^2 per unit of reward; under softmax weights, which
+            have no unit, pre-logit^2.
+        penalty: weight of the regularization, in units of reward per nat (softmax weights: 1 / nat).
+        regularization: "fisher" as published; "kl", the gradient of the KL on the first
+            iteration's prefixes in its place (exact for logits without a soft-cap); or "none".
         weights: "advantage" as published; "softmax", those of AISP in their place.
         lam: temperature of the softmax weights, in units of reward.
         temperature: of sampling, > 0; top_k and top_p cannot be set, as the score is that of the
@@ -114,14 +118,11 @@ def init(policy: Policy, prompts: Any, config: MISVOConfig, *, seed: int = 0) ->
     """The state before the first iteration: u = 0.
 
     Raises:
-        ValueError: a policy that scales its logits, whose score would be another one.
+        ValueError: a policy that changes its logits after the output embeddings in a way that is
+            not known here, whose score would be another one.
     """
     policy.require_here("MISVO")
-    about = policy.model.config.get_text_config()
-    scales = ("logit_scale", "logits_scaling")
-    set_to = {x: getattr(about, x) for x in scales if getattr(about, x, None) not in (None, 1)}
-    if set_to:
-        raise ValueError(f"{policy.name} scales its logits ({set_to}), which MISVO does not know")
+    _check_head(policy)
     P = len(SearchState.start(policy, prompts, config, seed).prompts)
     shape = (P, config.max_new_tokens, policy.d)
     first = (P, config.n, config.max_new_tokens, policy.d)
@@ -174,7 +175,8 @@ def step(
     head = Head(policy, config.temperature)
     A = advantages(info.rewards)
     if config.weights == "softmax":
-        log_w = torch.log_softmax(info.rewards / config.lam, -1)
+        some = info.rewards.isfinite().any(-1, keepdim=True)
+        log_w = torch.log_softmax(torch.where(some, info.rewards / config.lam, 0.0), -1)
         info = replace(info, log_w=log_w, ess=control.effective_sample_size(log_w))
         A = n * log_w.exp() - 1
     move = gradient(head, out.prelogits, state.U, out.tokens, out.lengths, A.to(state.U))
@@ -224,6 +226,29 @@ class Head:
         logits = self.logits(x)
         slope = 1.0 if self.cap is None else 1 - (logits / self.cap) ** 2
         return torch.softmax(logits / self.temperature, -1), slope
+
+
+@torch.inference_mode()
+def _check_head(policy: Policy) -> None:
+    """Compare the logits of `Head` with the model's, on a few tokens; ValueError where they differ."""
+    seen = []
+
+    def same(z: Tensor) -> Tensor:
+        seen.append(z)
+        return z
+
+    head = Head(policy, 1.0)
+    ids = torch.arange(8, device=policy.device).unsqueeze(0) % len(head.weight)
+    with prelogits_changed(policy.model, same):
+        theirs = policy.model(input_ids=ids, use_cache=False).logits.float()
+    ours = head.logits(seen[0])
+    off = (ours - theirs).abs().max().item()
+    if off > 0.02 * theirs.abs().max().item():
+        raise ValueError(
+            f"the logits of {policy.name} are not those of its output embeddings (they differ by up "
+            f"to {off:.2g}): it scales or caps them in a way that MISVO does not know, and its score "
+            "would be of another law. Use a method that needs no score, such as 'aisp_cv'"
+        )
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ the reward of a beginning ranks as that of the whole. (The paper stops some when
 is full; here checkpoints are evenly spaced, which makes the cost the same on every machine.)
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from aisp.engine.rollout import Rollout, Step, decode
 from aisp.engine.stepper import Stepper
 from aisp.methods.best_of_n import BestOfNConfig
 from aisp.policy import Policy
-from aisp.rewards.base import Reward, RewardError, require_prefixes, score
+from aisp.rewards.base import Reward, RewardError, described, require_prefixes, score, shaped
 from aisp.state import Info, SearchState, unweighted
 
 
@@ -57,8 +58,10 @@ class _Race:
     """Which of the n responses of each of G groups are still wanted, as decoding goes on.
 
     Attributes:
+        wanted: (G, m) indices, as many in each group. In a group whose wanted ones have all ended
+            nothing is compared any more.
         stopped: (G, n) bool, cut off before their end.
-        calls: beginnings that were scored, in each group.
+        calls: (G,) beginnings that were scored.
         limits: (G * n,) tokens that each response has at most; `decode` reads it at every step.
     """
 
@@ -71,13 +74,15 @@ class _Race:
     ):
         G, n = len(prompts), config.n
         self.policy, self.reward, self.prompts, self.config = policy, reward, prompts, config
-        self.wanted = torch.arange(n).expand(G, -1)  # (G, m): as many in each group
+        self.wanted = torch.arange(n).expand(G, -1)
         self.stopped = torch.zeros(G, n, dtype=torch.bool)
-        self.calls = 0
+        self.calls = torch.zeros(G, dtype=torch.long)
         self.limits = torch.full((G * n,), config.max_new_tokens, device=policy.head_device)
 
     def check(self, tokens: Tensor) -> None:
-        """Score beginnings and stop the worst share of those that have not ended.
+        """Score beginnings, and of the worst share stop those that have not ended.
+
+        Beginnings may all be rejected: they are level then, and the last of them are the worst.
 
         Args:
             tokens: (G * n, t) all tokens so far.
@@ -90,9 +95,14 @@ class _Race:
         ends = (tokens[..., None] == torch.tensor(self.policy.eos_ids)).any(-1)  # (G * n, t)
         lengths = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, t)
         rows = self.wanted + torch.arange(G)[:, None] * self.config.n
-        texts = self.policy.decode([tokens[r, : lengths[r]].tolist() for r in rows.flatten()])
-        scores = score(self.reward, self.prompts, [texts[g * m : (g + 1) * m] for g in range(G)])
-        self.calls += m
+        live = torch.nonzero(~ends.any(-1)[rows].all(-1)).flatten().tolist()
+        texts = self.policy.decode([tokens[r, : lengths[r]].tolist() for r in rows[live].flatten()])
+        scores = torch.zeros(G, m, dtype=torch.float64)
+        if live:
+            own = [texts[i * m : (i + 1) * m] for i in range(len(live))]
+            prompts = [self.prompts[g] for g in live]
+            scores[live] = score(self.reward, prompts, own, [True] * len(live))
+        self.calls[live] += m
         order = scores.argsort(dim=-1, descending=True, stable=True)
         worst = rows.gather(-1, order[:, m - drop :])
         cut = worst[~ends.any(-1)[worst]]  # nothing is saved by stopping what has ended
@@ -104,8 +114,8 @@ class _Race:
 class _Finished(Reward):
     """A reward for whole responses only: those that were stopped are rejected without a call."""
 
-    def __init__(self, reward: Reward, stopped: Tensor):
-        self.reward, self.name = reward, reward.name
+    def __init__(self, reward: Reward, stopped: Tensor, found: Sequence[bool]):
+        self.reward, self.name, self.stopped, self.found = reward, reward.name, stopped, found
         self.rows = torch.nonzero(~stopped.flatten()).flatten().tolist()
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
@@ -117,7 +127,18 @@ class _Finished(Reward):
         except RewardError as error:
             error.index = None if error.index is None else self.rows[error.index]
             raise
+        values = shaped(values, self.name, len(self.rows))
         found[self.rows] = values.detach().to("cpu", torch.float64)
+        n = self.stopped.shape[1]
+        for p, own in enumerate(found.view(-1, n)):
+            if not self.found[p] and bool((own == -torch.inf).all()):
+                left = torch.nonzero(~self.stopped[p]).flatten().tolist()
+                first = p * n + left[0]
+                raise RewardError(
+                    f"reward {self.name!r} rejected (-inf) the {len(left)} of {n} candidates that "
+                    f"were not stopped, the first of them {described(prompts[first], responses[first])}"
+                    ": there is none to return. Lower share, raise n, or return a low finite reward"
+                )
         return found
 
 
@@ -155,10 +176,10 @@ def steps(
         stopped = race.stopped[i::k]
         state, info = unweighted(
             state,
-            _Finished(reward, stopped),
+            _Finished(reward, stopped, [best.reward > -math.inf for best in state.best]),
             part,
             parts[i + 1 :],
-            reward_calls=[race.calls + left for left in (~stopped).sum(-1).tolist()],
+            reward_calls=(race.calls[i::k] + (~stopped).sum(-1)).tolist(),
             stopped=stopped.sum(-1).tolist(),
         )
         yield state, info

@@ -133,6 +133,7 @@ def score(
     reward: Reward | Callable[[Any, str], float],
     prompts: Sequence[Any],
     texts: Sequence[Sequence[str]],
+    rejectable: Sequence[bool] | None = None,
 ) -> Tensor:
     """Rewards of P prompts with n responses each, checked.
 
@@ -140,13 +141,15 @@ def score(
         reward: a Reward, or a function (prompt, response) -> float.
         prompts: P prompts.
         texts: P lists of n responses.
+        rejectable: prompts whose responses may all be rejected; None: no prompt's.
 
     Returns:
         (P, n) float64 on the CPU.
 
     Raises:
         RewardError: the reward raised, returned the wrong number of values, a non-number, NaN or
-            +inf, or rejected (-inf) all n responses of a prompt; it names prompt and candidate.
+            +inf, or rejected (-inf) all n responses of a prompt that is not `rejectable`; it names
+            prompt and candidate.
     """
     if not isinstance(reward, Reward):
         if not callable(reward):
@@ -170,21 +173,30 @@ def score(
             f"reward {reward.name!r} raised {type(error).__name__}: {printable(str(error))}, on a "
             f"batch of {len(pairs)} responses, the first of them {described(*pairs[0])}"
         ) from error
-    return _checked(values, reward.name, prompts, texts)
+    return _checked(values, reward.name, prompts, texts, rejectable or [False] * len(prompts))
+
+
+def shaped(values: Any, name: str, count: int) -> Tensor:
+    """What a reward returned for so many responses; RewardError where it is of another shape."""
+    if isinstance(values, Tensor) and values.shape == (count,):
+        return values
+    got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    raise RewardError(
+        f"reward {name!r} returned {got} for {count} responses; return a tensor of shape ({count},)"
+    )
 
 
 def _checked(
-    values: Any, name: str, prompts: Sequence[Any], texts: Sequence[Sequence[str]]
+    values: Any,
+    name: str,
+    prompts: Sequence[Any],
+    texts: Sequence[Sequence[str]],
+    rejectable: Sequence[bool],
 ) -> Tensor:
     """What a reward returned, (P, n) float64 on the CPU, or the error that says what is wrong."""
     n = len(texts[0])
     pairs = [(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
-    if not isinstance(values, Tensor) or values.shape != (len(pairs),):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise RewardError(
-            f"reward {name!r} returned {got} for {len(pairs)} responses; return a tensor of "
-            f"shape ({len(pairs)},)"
-        )
+    values = shaped(values, name, len(pairs))
     if values.is_complex():
         raise RewardError(
             f"reward {name!r} returned complex numbers ({values.dtype}); a reward is a real "
@@ -196,7 +208,8 @@ def _checked(
             f"reward {name!r} is {values[i].item()} for candidate {i % n} of "
             f"{described(*pairs[i])}; a reward is a number, or -inf to reject a response"
         )
-    for p in torch.nonzero((values.view(-1, n) == -torch.inf).all(-1)).flatten().tolist():
+    rejected = (values.view(-1, n) == -torch.inf).all(-1) & ~torch.tensor(rejectable)
+    for p in torch.nonzero(rejected).flatten().tolist():
         raise RewardError(
             f"reward {name!r} rejected (-inf) all {n} candidates of prompt "
             f"{_beginning(prompts[p])}, the first of them {texts[p][0][:60]!r}: no sample can carry "

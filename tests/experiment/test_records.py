@@ -249,7 +249,7 @@ def test_a_rejected_response_leaves_strict_json(tiny, tmp_path):
     lines = (tmp_path / "e.jsonl").read_text().splitlines()
     records = [json.loads(line, parse_constant=never) for line in lines]
     assert [one["reward"] for one in records] == [1.0] * 6
-    assert records[0]["history"]["reward_mean"] == [None, None]
+    assert records[0]["history"]["reward_mean"] == [1.0, 1.0]  # of those that were not rejected
 
 
 def test_an_interrupt_keeps_what_there_is_and_the_next_run_finishes(tiny, tmp_path):

@@ -4,6 +4,7 @@ The chains of a run are independent, and each is counted once, where it ends; so
 of these counts is that of independent draws.
 """
 
+import math
 from collections import Counter
 
 import pytest
@@ -15,7 +16,7 @@ from word_system import SIGMA, TEMPERATURE, T, responses, run, target, word_poli
 import aisp
 from aisp.engine.rollout import rollout
 from aisp.methods import METHODS, chains, configure, metropolis
-from aisp.rewards import CallableReward
+from aisp.rewards import CallableReward, RewardError
 from aisp.state import generator
 
 SAMPLERS = {
@@ -61,6 +62,27 @@ def test_a_rejected_response_is_left_and_never_taken(method):
                 assert state.rewards[had].isfinite().all()
         before = state
     assert without and refused and state.rewards.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "n"),
+    [(*of, n) for of in [("qalign", {}), *OVER_V[:3]] for n in (1, 2)] + [(*OVER_V[3], 2)],
+)
+def test_an_iteration_whose_proposals_are_all_rejected_is_one_that_stays(tiny, method, own, n):
+    """A reward that rejects all but what the first iteration found; then one that rejects that too."""
+    calls, size = [], SMALL | own | {"n": n}
+
+    def once(prompt, response):
+        calls.append(response)
+        return reward(prompt, response) if len(calls) <= n else -math.inf
+
+    out = aisp.align("Hi", tiny(), once, method, **size)
+    assert out.reward == out.history["reward_max"][0] > -math.inf
+    assert out.history["accepted"].tolist() == [1, 0, 0, 0]
+    assert out.history["reward_mean"].isna().tolist() == [False, True, True, True]
+    assert out.candidates["reward"].tolist()[n:] == [-math.inf] * 3 * n
+    with pytest.raises(RewardError, match=f"all {n} candidates"):
+        aisp.align("Hi", tiny(), once, method, **size)
 
 
 def test_what_is_accepted(tiny):

@@ -5,14 +5,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny import reward
+import transformers as tf
+from tiny import SIZE, reward
 
 import aisp
 from aisp.engine.decoding import Decoding
 from aisp.engine.rollout import rollout
 from aisp.methods import configure, misvo
 from aisp.policy import Policy
-from aisp.rewards import CallableReward
+from aisp.rewards import CallableReward, RewardError
 from aisp.state import generator
 
 heads = pytest.mark.parametrize("name", ["llama", "gemma3"])  # gemma3 caps its logits
@@ -190,10 +191,11 @@ def test_advantages_leave_one_out_and_leave_rejected_responses_out():
 @pytest.mark.parametrize("weights", [{}, {"weights": "softmax", "lam": 0.4}])
 @pytest.mark.parametrize("regularization", misvo.REGULARIZATIONS)
 def test_a_run_is_the_algorithm_written_out(tiny, regularization, weights):
-    policy, n, T = tiny(), 6, 5
+    base, n, T = tiny(), 6, 5
+    policy = Policy(base.model, base.tokenizer, name="often", eos_ids=tuple(range(0, 258, 7)))
     own = dict(step_size=0.7, penalty=0.3, regularization=regularization, **weights)
-    out = aisp.align("Hi", policy, reward, "misvo", seed=2, **own, **SMALL)
-    U, first, head = torch.zeros(1, T, policy.d), None, misvo.Head(policy, 1.0)
+    out = aisp.align("Hi", policy, reward, "misvo", seed=2, temperature=0.7, **own, **SMALL)
+    U, first, head = torch.zeros(1, T, policy.d), None, misvo.Head(policy, 0.7)
     for k in range(3):
         drawn = rollout(
             policy,
@@ -201,11 +203,12 @@ def test_a_run_is_the_algorithm_written_out(tiny, regularization, weights):
             n,
             T,
             V=U[:, None].expand(-1, n, -1, -1),
-            decoding=Decoding(1.0),
+            decoding=Decoding(0.7),
             generators=[generator(2, "Hi", k, torch.device("cpu"))],
             keep_prelogits=True,
         )
         first = first or drawn
+        assert drawn.lengths.min() < T  # some end early
         rows = out.candidates[out.candidates["iteration"] == k]
         assert rows["response"].tolist() == drawn.texts[0]
         assert out.history["u_norm"][k] == pytest.approx(U.norm().item(), rel=1e-4)
@@ -259,7 +262,7 @@ def test_parameters_are_checked(bad, message):
         configure("misvo", **bad)
 
 
-def test_states_and_policies_that_do_not_fit_are_refused(tiny, monkeypatch):
+def test_states_that_do_not_fit_are_refused(tiny):
     config = misvo.MISVOConfig(n=4, max_new_tokens=5)
     state = misvo.init(tiny(), "Hi", config)
     with pytest.raises(ValueError, match=r"begun with n, max_new_tokens = \(4, 5\).* has \(6, 5\)"):
@@ -267,6 +270,45 @@ def test_states_and_policies_that_do_not_fit_are_refused(tiny, monkeypatch):
     with pytest.raises(FloatingPointError, match="lower step_size"):
         huge = lambda prompt, response: 1e9 * len(set(response))  # noqa: E731
         aisp.align("Hi", tiny(), huge, "misvo", step_size=1e38, n=4, kappa=2, progress=False)
-    monkeypatch.setattr(tiny().model.config, "logit_scale", 0.5, raising=False)
-    with pytest.raises(ValueError, match=r"scales its logits .*logit_scale.* MISVO does not know"):
-        misvo.init(tiny(), "Hi", config)
+
+
+SPECIAL = dict(eos_token_id=0, pad_token_id=0, bos_token_id=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "own"),
+    [
+        ("Cohere", dict(logit_scale=0.0625)),
+        ("Granite", dict(logits_scaling=4.0)),
+        (
+            "RecurrentGemma",
+            dict(lru_width=32, block_types=["attention"], logits_soft_cap=2.0, head_dim=8),
+        ),
+    ],
+)
+def test_a_model_whose_logits_are_not_those_of_its_head_is_refused(tiny, model, own):
+    """Its score would be that of another law."""
+    torch.manual_seed(0)
+    config = getattr(tf, f"{model}Config")(**SIZE | SPECIAL | own)
+    policy = Policy(getattr(tf, f"{model}ForCausalLM")(config), tiny().tokenizer, name="scaled")
+    for method in ("misvo", "aisp_scores"):
+        with pytest.raises(ValueError, match="the logits of scaled are not those of its output"):
+            aisp.align("Hi", policy, reward, method, **SMALL)
+
+
+def test_where_all_responses_are_rejected_u_stays(tiny):
+    """But for the first iteration, in which there is nothing to go on with."""
+    calls = []
+
+    def once(prompt, response):
+        calls.append(response)
+        return reward(prompt, response) if len(calls) <= 6 else -np.inf
+
+    for weights in ({}, {"weights": "softmax"}):
+        calls.clear()
+        own = dict(step_size=1.0, regularization="none", **weights)
+        out = aisp.align("Hi", tiny(), once, "misvo", **own, **SMALL)
+        assert out.history["u_norm"][1] == out.history["u_norm"][2] > 0
+        assert out.reward == out.history["reward_max"][0] > -np.inf
+        with pytest.raises(RewardError, match="rejected"):
+            aisp.align("Hi", tiny(), lambda prompt, response: -np.inf, "misvo", **own, **SMALL)

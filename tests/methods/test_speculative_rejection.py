@@ -7,7 +7,7 @@ from tiny import reward
 
 import aisp
 from aisp.methods import METHODS, configure
-from aisp.rewards import CallableReward, RewardError
+from aisp.rewards import CallableReward, Reward, RewardError
 
 PROMPTS = ["Hi", "How do I learn to cook?"]
 SIZE = dict(n=8, kappa=2, max_new_tokens=12, seed=1, progress=False)
@@ -121,6 +121,59 @@ def test_iterations_decoded_together_equal_those_one_by_one(often):
         assert x.candidates.equals(y.candidates)
         timeless = [name for name in x.history if name != "seconds"]
         assert x.history[timeless].equals(y.history[timeless])
+
+
+def test_what_a_prompt_costs_does_not_depend_on_those_beside_it(often):
+    """Groups that have ended are not scored again while others go on."""
+    prompts = [f"Count to {k}." for k in range(12)]
+    given = dict(n=4, kappa=2, max_new_tokens=8, seed=1, progress=False)
+    together = aisp.align(prompts, often, reward, "speculative_rejection", **given)
+    calls = []
+    for prompt, x in zip(prompts, together, strict=True):
+        alone = aisp.align(prompt, often, reward, "speculative_rejection", **given, rows=1)
+        assert alone.candidates.equals(x.candidates)
+        assert alone.history["reward_calls"].tolist() == x.history["reward_calls"].tolist()
+        calls += x.history["reward_calls"].tolist()
+    assert min(calls) < max(calls)
+
+
+def test_beginnings_may_all_be_rejected(tiny):
+    """They are level then, and the last of them are stopped."""
+
+    def long(prompt, response):
+        return float(len(response)) if len(response) > 9 else -np.inf
+
+    (ours,) = both(tiny(), long, ["Hi"], kappa=1)
+    found, plain = ours[0].candidates["reward"], ours[1].candidates["reward"]
+    assert ours[0].history["stopped"].tolist() == [7]
+    assert found.idxmax() == 0 and found[0] == plain[0]
+    kept = ours[0].history
+    assert kept["reward_mean"].tolist() == [found[0]] and kept["reward_std"].tolist() == [0.0]
+
+
+def test_where_all_that_were_not_stopped_are_rejected_the_error_counts_them(tiny):
+    calls, bad = [], 8 + 4 + 2 + 1
+
+    def last(prompt, response):
+        calls.append(response)
+        return -np.inf if len(calls) == bad else first_letter(prompt, response)
+
+    with pytest.raises(RewardError, match=r"rejected \(-inf\) the 1 of 8 candidates that were not"):
+        aisp.align("Hi", tiny(), last, "speculative_rejection", **SIZE, rows=8)
+    calls, bad = [], 2 * bad  # the second iteration finds nothing, and the first one did
+    out = aisp.align("Hi", tiny(), last, "speculative_rejection", **SIZE, rows=8)
+    assert out.reward > -np.inf and out.history["reward_mean"].isna().tolist() == [False, True]
+
+
+def test_a_batch_of_another_shape_is_refused(tiny):
+    class One(Reward):
+        name = "one"
+
+        def score(self, prompts, responses):
+            return torch.zeros(len(responses) if len(responses) > 1 else 2)
+
+    with pytest.raises(RewardError, match=r"returned \(2,\) for 1 responses"):
+        aisp.align("Hi", tiny(), One(), "speculative_rejection", **SIZE, rows=8)
 
 
 def test_checkpoints_are_evenly_spaced_and_as_many_as_fit():

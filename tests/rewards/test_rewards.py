@@ -54,6 +54,10 @@ def test_rejection_of_some_is_fine_and_of_all_names_the_prompt():
     assert score(reward, ["One?"], [["a", "no"]]).tolist() == [[1.0, -float("inf")]]
     with pytest.raises(RewardError, match="all 2 candidates of prompt 'Two"):
         score(reward, ["One?", "Two?"], [["a", "no"], ["no", "no"]])
+    allowed = score(reward, ["One?", "Two?"], [["a", "no"], ["no", "no"]], [False, True])
+    assert allowed[1].tolist() == [-float("inf")] * 2
+    with pytest.raises(RewardError, match="all 2 candidates of prompt 'Two"):
+        score(reward, ["One?", "Two?"], [["a", "no"], ["no", "no"]], [True, False])
 
 
 class Batched(Reward):
