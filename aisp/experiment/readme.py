@@ -55,7 +55,7 @@ def blocks(folder: Path) -> dict[str, str]:
         "outcome": recommend.outcome(compared),
         "published": recommend.published(compared),
         "tuned": recommend.tuned_gain(compared),
-        "advice": recommend.advice(compared, checked),
+        "advice": _bullets(recommend.advice(compared, checked)),
         "answer": recommend.answer(compared, checked),
     }
     records, questions = _ablations(folder / "ablations.jsonl")

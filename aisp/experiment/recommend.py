@@ -121,13 +121,13 @@ def _cell(records: "pd.DataFrame", measure: str, labels: Sequence[str]) -> str:
 def _said(found: Standing) -> str:
     bold = "**" * (found.lead.verdict == "higher")
     said = f"{bold}{found.first}{bold}, {found.lead.signed} over {found.lead.second}"
-    return said + (f"; not told from it: {_listed(found.level)}" if found.level else "")
+    return said + (f" (not told from it: {_listed(found.level)})" if found.level else "")
 
 
 def _listed(level: Sequence[str]) -> str:
     """Rows by name; of many only how many they are, and best-of-n if it is one."""
     if len(level) <= NAMED:
-        return ", ".join(level)
+        return ", ".join(f"*{x}*" for x in level)
     named = [BEST] if BEST in level else []
     return " and ".join([*named, f"{len(level) - len(named)} other rows"])
 
@@ -189,12 +189,12 @@ def leads(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> str:
-    """The table's answer at the main budget in two sentences, one by the reward, one by the judge.
+def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> list[str]:
+    """The table's answer at the main budget, by the reward and by the judge, in a first paragraph.
 
-    They are of the rows that need no training, and of all sets together where these are stored, else
-    of the built-in one. Then where the row stands that they name first: on UNSEEN sets, at larger
-    budgets, and where a program checks.
+    It is of the rows that need no training, and of all sets together where these are stored, else of
+    the built-in one. Then, one by one: where the row stands that it names first on UNSEEN sets, at
+    larger budgets, and where a program checks; and what is highest where more rows are stored.
 
     Args:
         checked: as `answer` takes it.
@@ -217,9 +217,9 @@ def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> str:
         said += f" **By a judge that was not optimized**, {by_judge.first} stands above best-of-n "
         said += f"({by_judge.lead.signed})."
     said += f" This is from {name(*main)} ({_counted(records)})."
+    row, further = by_reward.first, [said]
     if nothing:
-        return said
-    row, further = by_reward.first, []
+        return further
     if (UNSEEN, 128) in found:
         where = f"On {NAMES[UNSEEN]} alone, which no choice of rows saw"
         further.append(_against_best(row, where, found[UNSEEN, 128]))
@@ -229,7 +229,13 @@ def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> str:
     if checked is not None:
         where = "Where a program checks, by how soon a response passes"
         further.append(_against_best(row, where, checked, {"": "soon"}))
-    return " ".join([said, *further])
+    first = found["builtin", 128]
+    more = sorted(set(first["label"]) - set(records["label"]) - set(TRAINED))
+    if more:
+        tops = {by: standing(first, measure, UNTRAINED_ROWS) for by, measure in MEASURED.items()}
+        told = "; ".join(f"highest{by} is {_said(top)}" for by, top in tops.items())
+        further.append(f"On the built-in set, which alone has {len(more)} more rows, {told}.")
+    return further
 
 
 def _counted(records: "pd.DataFrame") -> str:

@@ -47,7 +47,7 @@ def test_best_of_n_is_said_to_be_first_where_it_is():
 def test_the_advice_is_what_the_standings_are():
     def of(**shifts):
         records = measured({BEST: (0, 0), NOISE: (0, 0)} | shifts)
-        return recommend.advice({("builtin", 128): records})
+        return " ".join(recommend.advice({("builtin", 128): records}))
 
     assert "best-of-n at its tuned temperature: run that" in of()
     both = of(**{STEERED: (1, 1)})
@@ -75,8 +75,8 @@ def test_many_rows_that_are_level_are_counted():
     text = recommend.answer({("builtin", 128): measured({BEST: (0, 0)} | level)})
     by_reward, by_judge = text.splitlines()[2].split(" | ")[2:4]
     others = len(level) - 1
-    assert by_reward.endswith(f"; not told from it: {others} other rows")
-    assert f"; not told from it: best-of-n and {others} other rows" in by_judge
+    assert by_reward.endswith(f" (not told from it: {others} other rows)")
+    assert f" (not told from it: best-of-n and {others} other rows)" in by_judge
 
 
 def test_the_outcome_names_both_measures():
@@ -145,7 +145,7 @@ def test_the_advice_goes_on_with_larger_budgets():
     main = measured({x: (0, 0) for x in FIRST} | {STEERED: (1, 0)})
     larger = measured({BEST: (0, 0), AISP: (3, 3), STEERED: (1, -1)}, seeds=1)
     found = {("builtin", 128): main, ("builtin", 512): larger}
-    said = recommend.advice(found)
+    said = " ".join(recommend.advice(found))
     lead, judged = (
         declared.nested(larger, STEERED, BEST, x).contrast.signed for x in ("reward", "judged")
     )
@@ -157,12 +157,12 @@ def test_the_advice_goes_on_with_larger_budgets():
     )
     checked = measured({BEST: (0, 0), STEERED: (0, 0)}).rename(columns={"reward": "soon"})
     checked = checked.assign(reward=0.0)
-    last = recommend.advice(found, checked).removeprefix(said)
-    assert last.startswith(" Where a program checks, by how soon a response passes (12 prompts")
+    last = recommend.advice(found, checked)[-1]
+    assert last.startswith("Where a program checks, by how soon a response passes (12 prompts")
     assert f"{STEERED} is not told from it (" in last
     without = larger[larger["label"] != STEERED]
     said = recommend.advice({("builtin", 128): main, ("builtin", 512): without})
-    assert said.endswith(f"{STEERED} is not stored.")
+    assert said[-1].endswith(f"{STEERED} is not stored.")
 
 
 def test_aisp_as_published_is_set_against_both_controls():
@@ -229,11 +229,26 @@ def test_all_sets_together_have_the_rows_and_seeds_that_each_has(tmp_path, monke
     assert rows == ["built-in 12, 3", "SHP 12, 3", "HH-RLHF 12, 2", *pooled]
     sets["hh"] = hh
     assert SCORES in set(stored([])[places.TOGETHER, 128]["label"])
-    said = recommend.advice(stored([]))
+    said = " ".join(recommend.advice(stored([])))
     assert "This is from all three sets, 128 samples (36 prompts, 3 seeds)" in said
     assert "On SHP and HH-RLHF alone, which no choice of rows saw (24 prompts, 3 seeds)" in said
+    assert "more rows" not in said
+    builtin = sets["builtin"]
+    sets["builtin"] = pd.concat([builtin, *(of_row(builtin, x) for x in (UNTRAINED, RAM))])
+    more = recommend.advice(stored([]))[-1]
+    lead = declared.nested(sets["builtin"], UNTRAINED, BEST).contrast.signed
+    assert more.startswith(
+        "On the built-in set, which alone has 1 more rows, highest by the reward"
+    )
+    assert f"is **{UNTRAINED}**, {lead} over best-of-n; highest by the judge is " in more
     drawn = set(recommend.leads(stored([]))["place"])
     assert "all three sets, 128 samples" in drawn and "SHP and HH-RLHF, 128 samples" not in drawn
+
+
+def of_row(records, label):
+    """A row whose reward is 3 above that of best-of-n."""
+    best = records[records["label"] == BEST]
+    return best.assign(label=label, reward=best["reward"] + 3)
 
 
 def test_leads_are_those_over_best_of_n_in_every_place():
