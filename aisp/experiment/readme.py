@@ -54,6 +54,7 @@ def blocks(folder: Path) -> dict[str, str]:
     declared = {
         "outcome": recommend.outcome(compared),
         "published": recommend.published(compared),
+        "parts": recommend.parts(compared),
         "tuned": recommend.tuned_gain(compared),
         "advice": _bullets(recommend.advice(compared, checked)),
         "answer": recommend.answer(compared, checked),

@@ -217,9 +217,10 @@ def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> list[str]:
         said += f" **By a judge that was not optimized**, {by_judge.first} stands above best-of-n "
         said += f"({by_judge.lead.signed})."
     said += f" This is from {name(*main)} ({_counted(records)})."
-    row, further = by_reward.first, [said]
     if nothing:
-        return further
+        return [said]
+    row = by_reward.first
+    further = [f"{said} {_texts(row, records)}".rstrip()]
     if (UNSEEN, 128) in found:
         where = f"On {NAMES[UNSEEN]} alone, which no choice of rows saw"
         further.append(_against_best(row, where, found[UNSEEN, 128]))
@@ -234,8 +235,23 @@ def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> list[str]:
     if more:
         tops = {by: standing(first, measure, UNTRAINED_ROWS) for by, measure in MEASURED.items()}
         told = "; ".join(f"highest{by} is {_said(top)}" for by, top in tops.items())
-        further.append(f"On the built-in set, which alone has {len(more)} more rows, {told}.")
+        said = f"On the built-in set, which alone has {len(more)} more rows, {told}."
+        unlike = dict.fromkeys(top.first for top in tops.values() if top.first not in (row, BEST))
+        further.append(" ".join([said, *(_texts(x, first) for x in unlike)]).rstrip())
     return further
+
+
+def _texts(row: str, records: "pd.DataFrame") -> str:
+    """How the responses of a row differ from those of best-of-n, where that was measured."""
+    if not {"coherence", "surprisal"} <= set(records):
+        return ""
+    coherence, surprisal = (
+        declared.nested(records, row, BEST, x).contrast.signed for x in ("coherence", "surprisal")
+    )
+    return (
+        f"Responses of {row} differ from those of best-of-n by {coherence} in coherence with the "
+        f"prompt, and by {surprisal} nats in surprisal under the policy."
+    )
 
 
 def _counted(records: "pd.DataFrame") -> str:
@@ -264,20 +280,37 @@ def published(found: Stored) -> str:
     """AISP as published against best-of-n at its tuned temperature and noise only, in two sentences."""
     main = (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
     table = declared.secondary(found[main], SECONDARY["first"], PRIMARY)
-    pairs = {"best-of-n at its tuned temperature": BEST, "noise only": NOISE}
-    own = table.loc[
-        [f"{AISP} minus {x}, by {m}" for x in pairs.values() for m in ("reward", "judge")]
-    ]
+    pairs = {
+        (AISP, BEST): "minus best-of-n at its tuned temperature",
+        (AISP, NOISE): "minus noise only",
+    }
+    where = f"**AISP as published**, in {name(*main)} ({_counted(found[main])})"
+    return f"{where}: {_told(table, pairs)}"
+
+
+def parts(found: Stored) -> str:
+    """What the control variate owes to alpha = 1 alone, in two sentences; empty if it is not stored."""
+    records = found["builtin", 128]
+    table = declared.secondary(records, SECONDARY["fourth"])
+    if not len(table):
+        return ""
+    pairs = {(x, y): f"*{x}* minus *{y}*" for x, y in SECONDARY["fourth"]}
+    where = f"**What the control variate owes to alpha = 1**, built-in set ({_counted(records)})"
+    return f"{where}, AISP having its own tuned sigma: {_told(table, pairs)}"
+
+
+def _told(table: "pd.DataFrame", pairs: Mapping[tuple[str, str], str]) -> str:
+    """Contrasts of a table of secondary ones by both measures, and which of them are told from 0."""
+    own = table.loc[[f"{x} minus {y}, by {m}" for x, y in pairs for m in ("reward", "judge")]]
     signed = [f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in own.itertuples()]
     said = [
-        f"minus {what}, {signed[2 * i]} by the reward and {signed[2 * i + 1]} by the judge"
-        for i, what in enumerate(pairs)
+        f"{what}, {signed[2 * i]} by the reward and {signed[2 * i + 1]} by the judge"
+        for i, what in enumerate(pairs.values())
     ]
-    told = [name for name, verdict in own["verdict"].items() if verdict != "undecided"]
+    told = [x for x, verdict in own["verdict"].items() if verdict != "undecided"]
     return (
-        f"**AISP as published**, in {name(*main)} ({_counted(found[main])}): {'; '.join(said)}. "
-        f"Adjusted by Holm with the {len(table)} secondary contrasts, told from 0 of these: "
-        f"{', '.join(told) or 'none'}."
+        f"{'; '.join(said)}. Adjusted by Holm with the {len(table)} secondary contrasts, told from 0 "
+        f"of these: {', '.join(told) or 'none'}."
     )
 
 

@@ -8,6 +8,7 @@ from aisp.experiment import recommend
 from aisp.experiment.studies import beyond, declared, places
 from aisp.experiment.studies.contenders import (
     AISP,
+    ALPHA,
     BEST,
     CONTENDERS,
     GROUPS,
@@ -17,6 +18,7 @@ from aisp.experiment.studies.contenders import (
     SCORES,
     STEERED,
     UNTRAINED,
+    VARIATE,
     trial,
 )
 
@@ -180,6 +182,18 @@ def test_aisp_as_published_is_set_against_both_controls():
     told = f"told from 0 of these: {AISP} minus {BEST}, by judge, {AISP} minus {NOISE}, by judge."
     assert f"with the 15 secondary contrasts, {told}" in said
     assert recommend.published({("builtin", 128): measured(level)}).endswith("these: none.")
+    assert recommend.parts(found) == ""
+    both = {("builtin", 128): measured(level | {STEERED: (1, 0), VARIATE: (1, 0), ALPHA: (1, 0)})}
+    said = recommend.parts(both)
+    alpha, rest = (
+        declared.nested(both["builtin", 128], *pair).contrast.signed
+        for pair in ((ALPHA, AISP), (VARIATE, ALPHA))
+    )
+    assert f"*{ALPHA}* minus *{AISP}*, {alpha} by the reward" in said
+    assert f"*{VARIATE}* minus *{ALPHA}*, {rest} by the reward" in said
+    assert said.endswith(
+        f"with the 4 secondary contrasts, told from 0 of these: {ALPHA} minus {AISP}, by reward."
+    )
     short = recommend.tuned_gain(found)
     assert short == f"{gaps[BEST, 'reward']} by the reward, {gaps[BEST, 'judged']} by the judge"
 
@@ -241,6 +255,13 @@ def test_all_sets_together_have_the_rows_and_seeds_that_each_has(tmp_path, monke
         "On the built-in set, which alone has 1 more rows, highest by the reward"
     )
     assert f"is **{UNTRAINED}**, {lead} over best-of-n; highest by the judge is " in more
+    columns = {"coherence": builtin["reward"] / 10, "surprisal": -builtin["judged"]}
+    sets["builtin"] = pd.concat(
+        [builtin.assign(**columns), of_row(builtin.assign(**columns), UNTRAINED)]
+    )
+    texts = recommend.advice(stored([]))[-1]
+    gap = declared.nested(sets["builtin"], UNTRAINED, BEST, "coherence").contrast.signed
+    assert f"Responses of {UNTRAINED} differ from those of best-of-n by {gap} in coherence" in texts
     drawn = set(recommend.leads(stored([]))["place"])
     assert "all three sets, 128 samples" in drawn and "SHP and HH-RLHF, 128 samples" not in drawn
 

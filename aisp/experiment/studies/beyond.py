@@ -47,6 +47,9 @@ The protocol, written down before any prompt of a test set was decoded by it:
   second and third groups, and before it decoded a test prompt: alpha = 1 without the control variate, with
   the variant's sigma. Two contrasts, by reward and by judge: it minus AISP, which also contains their sigmas, and
   the control variate minus it.
+- When the second and third groups were whole on the built-in set, MISVO without regularization stood highest
+  there of the rows that need no training. So it is to be computed for SHP and HH-RLHF, and at the larger
+  budgets, as AISP by exact scores was: this was declared before it decoded any of their prompts.
 - RAM is the one row that needs training for the reward (its aligner). Where it stands highest, the README
   names the highest of the others beside it, and its advice is of the others alone. (Declared before RAM
   decoded any of these test prompts at its tuned temperature; that it led by the reward at another
