@@ -37,11 +37,11 @@ class Alignment:
         candidates: one row per response: iteration, sample, response, reward, log_weight (the
             normalized log importance weight within its iteration; NaN for methods without one).
         history: one row per iteration: iteration, reward_mean and reward_std (of the responses that
-            were not rejected), reward_max, reward_best (so far), ess, kl (of the proposal that was drawn from, in nats), tokens (decoded in the
-            iteration; those kept from earlier responses are not counted), seconds (wall
-            clock of the iteration, divided equally among the prompts decoded in one batch; of
-            iterations that were decoded together, the first one has the time of decoding), what a
-            method adds, such as reward_calls, and `solved`, how many samples reached the highest
+            were not rejected), reward_max, reward_best (so far), ess, kl (of the proposal that was
+            drawn from, in nats), tokens (decoded in the iteration; those kept from earlier
+            responses are not counted), seconds (wall clock of the iteration, divided equally among
+            the prompts decoded in one batch; of iterations that were decoded together, the first
+            one has the time of decoding), what a method adds, such as reward_calls, and `solved`, how many samples reached the highest
             reward there is, for a reward that says what that is (its `maximum`).
         config, seed, method: what produced it.
         interrupted: stopped by the keyboard before the budget was used.

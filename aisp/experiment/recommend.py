@@ -199,7 +199,7 @@ def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> list[str]:
     Args:
         checked: as `answer` takes it.
     """
-    main = (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
+    main = _main(found)
     records = found[main]
     by_reward, by_judge = (standing(records, m, UNTRAINED_ROWS) for m in ("reward", "judged"))
     nothing = by_reward.first == BEST or by_reward.lead.verdict != "higher"
@@ -254,6 +254,11 @@ def _texts(row: str, records: "pd.DataFrame") -> str:
     )
 
 
+def _main(found: Stored) -> tuple[str, int]:
+    """All sets together at 128 samples where they are stored, else the built-in one."""
+    return (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
+
+
 def _counted(records: "pd.DataFrame") -> str:
     whole = finished(records)
     prompts, seeds = whole["prompt"].nunique(), whole["seed"].nunique()
@@ -265,20 +270,16 @@ def _against_best(
 ) -> str:
     """One row against best-of-n somewhere, in a sentence."""
     words = {"higher": "above", "undecided": "not told from", "lower": "below"}
-    gaps = {
-        by: declared.nested(records, row, BEST, measure).contrast
-        for by, measure in measures.items()
-        if row in set(records["label"])
-    }
-    if not gaps:
+    if row not in set(records["label"]):
         return f"{where} {row} is not stored."
+    gaps = {by: declared.nested(records, row, BEST, x).contrast for by, x in measures.items()}
     told = ", and ".join(f"{words[gap.verdict]} it{by} ({gap.signed})" for by, gap in gaps.items())
     return f"{where} ({_counted(records)}), against best-of-n, {row} is {told}."
 
 
 def published(found: Stored) -> str:
     """AISP as published against best-of-n at its tuned temperature and noise only, in two sentences."""
-    main = (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
+    main = _main(found)
     table = declared.secondary(found[main], SECONDARY["first"], PRIMARY)
     pairs = {
         (AISP, BEST): "minus best-of-n at its tuned temperature",
@@ -316,7 +317,7 @@ def _told(table: "pd.DataFrame", pairs: Mapping[tuple[str, str], str]) -> str:
 
 def tuned_gain(found: Stored) -> str:
     """AISP as published minus best-of-n at its tuned temperature, by the reward and by the judge."""
-    main = (TOGETHER, 128) if (TOGETHER, 128) in found else ("builtin", 128)
+    main = _main(found)
     gaps = {x: declared.nested(found[main], AISP, BEST, x).contrast for x in MEASURED.values()}
     return f"{gaps['reward'].signed} by the reward, {gaps['judged'].signed} by the judge"
 

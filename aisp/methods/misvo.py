@@ -27,8 +27,8 @@ gradient of log E[exp(r / lam)].
 
 Where the text is silent (ours): a response's steps after its end count as 0 in both means over i; a
 rejected response (reward -inf) has advantage 0 and enters no other's baseline, and under softmax
-weights it has weight 0, so that u moves away from it; where all are rejected u stays; a temperature
-other than 1 is that of the law that is sampled and differentiated.
+weights it has weight 0, so that u moves away from it; where all are rejected only the penalty moves u;
+a temperature other than 1 is that of the law that is sampled and differentiated.
 """
 
 from dataclasses import dataclass, replace
