@@ -158,6 +158,11 @@ class SearchState:
         """Each prefix k times, as the generators of k iterations need them."""
         return [prefix for prefix in self.prefixes for _ in range(k)]
 
+    @property
+    def found(self) -> list[bool]:
+        """For each prompt, whether some response so far was not rejected."""
+        return [best.reward > -math.inf for best in self.best]
+
     def select(self, rows: Sequence[int]) -> Self:
         """The state of some of the prompts."""
         return replace(self, **{x: _rows_of(getattr(self, x), rows) for x in self.per_prompt})
@@ -268,8 +273,7 @@ def unweighted(
         rollout, ahead: the responses that the method drew, as in `scored`.
         **columns: further columns of the history, P values each.
     """
-    found = [best.reward > -math.inf for best in state.best]
-    rewards = scored(state, reward, rollout, ahead, found)
+    rewards = scored(state, reward, rollout, ahead, state.found)
     undefined = torch.full_like(rewards, torch.nan)
     info = Info(
         iteration=state.iteration,

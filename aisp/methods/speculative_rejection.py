@@ -7,7 +7,6 @@ the reward of a beginning ranks as that of the whole. (The paper stops some when
 is full; here checkpoints are evenly spaced, which makes the cost the same on every machine.)
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -176,7 +175,7 @@ def steps(
         stopped = race.stopped[i::k]
         state, info = unweighted(
             state,
-            _Finished(reward, stopped, [best.reward > -math.inf for best in state.best]),
+            _Finished(reward, stopped, state.found),
             part,
             parts[i + 1 :],
             reward_calls=(race.calls[i::k] + (~stopped).sum(-1)).tolist(),
