@@ -1,17 +1,26 @@
 """What notebook 08 shows: every measurement of `bench` in one file, with its machine and date.
 
 Ratios come with the range that the repeats span; a range that holds 1 supports no difference.
+
+    python -m aisp.experiment.speed.runtime
+
+measures the targets for CUDA alone, in minutes, into data/results/gpu/targets.json, which 08 shows.
 """
 
+import argparse
 import json
+import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from aisp import provenance
 from aisp.checks import choice, whole
+from aisp.experiment.profiles import records_path
 from aisp.experiment.speed import bench, engines, targets, timing
 from aisp.experiment.speed.whole_runs import whole_runs
 from aisp.policy import load_policy
@@ -71,15 +80,43 @@ def measure(
     if size["targets"] and policy.device.type == "cuda":
         table = targets.table(policy.tokenizer, policy.device)
         tables["targets"] = table.astype(object).where(table.notna(), None)  # JSON has no NaN
+    rows = {name: table.to_dict("records") for name, table in tables.items()}
+    about = {"dtype": str(policy.dtype), "repeats": repeats, "note": ""}
+    _write(path, command, policy.device, about, rows)
+
+
+def measure_targets(
+    path: Path, device: torch.device, command: str, sizes: dict[str, Any] | None = None
+) -> None:
+    """Measure `targets` alone, and write the file anew after each shape.
+
+    Args:
+        sizes: as `targets.SIZES`, which None takes.
+    """
+    sizes = targets.SIZES if sizes is None else sizes
+    tokenizer = load_policy("embedded", device="cpu").tokenizer
+    repeats = sizes["step"]["repeats"]
+    about = {"dtype": "torch.bfloat16", "repeats": repeats, "note": "Long runs: a single run."}
+    rows: list[dict[str, Any]] = []
+    for found in targets.by_shape(tokenizer, device, sizes=sizes):
+        rows += found
+        _write(path, command, device, about, {"targets": rows})
+
+
+def _write(
+    path: Path,
+    command: str,
+    device: torch.device,
+    about: dict[str, Any],
+    tables: dict[str, list[dict[str, Any]]],
+) -> None:
     result = {
         "command": command,
         "date": date.today().isoformat(),
         **provenance.git_state(),
-        **provenance.environment(policy.device),
-        "dtype": str(policy.dtype),
-        "repeats": repeats,
-        "note": "",
-        "tables": {name: table.to_dict("records") for name, table in tables.items()},
+        **provenance.environment(device),
+        **about,
+        "tables": tables,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with provenance.replacing(path) as new:
@@ -247,3 +284,23 @@ def memory(table: "pd.DataFrame") -> str:
         f"AISP peaks at {peak['aisp']:,.0f} MiB, best-of-n at {peak['best_of_n']:,.0f} MiB: "
         f"{share:.3f} times as much."
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the targets for CUDA, and print them."""
+    parser = argparse.ArgumentParser(
+        "python -m aisp.experiment.speed.runtime", description=main.__doc__
+    )
+    parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error(f"the targets are for CUDA, and torch {torch.__version__} finds no GPU")
+    path = records_path("targets", "gpu").with_suffix(".json")
+    measure_targets(path, torch.device("cuda"), "python -m aisp.experiment.speed.runtime")
+    table = read(path).tables["targets"]
+    print(table.drop(columns="note").round(2).to_string(index=False, na_rep=""))
+    print("\n".join(targets.notes(table)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ nothing.
 """
 
 import gc
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -113,15 +114,26 @@ def table(
     """
     import pandas as pd
 
+    found = by_shape(tokenizer, device, sizes=sizes, dtype=dtype)
+    return pd.DataFrame([row for rows in found for row in rows])
+
+
+def by_shape(
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    *,
+    sizes: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of `table`, shape by shape as they are measured; arguments as there."""
     sizes = SIZES if sizes is None else sizes
     if not _has(dtype, device):
-        rows = [not_measured(shape, f"this GPU has no {str(dtype)[6:]}") for shape in SHAPES]
-        return pd.DataFrame(rows)
-    rows, speed = [], bandwidth(device, sizes["bytes"])
+        yield [not_measured(shape, f"this GPU has no {str(dtype)[6:]}") for shape in SHAPES]
+        return
+    speed = bandwidth(device, sizes["bytes"])
     for shape in SHAPES:
-        rows += _measured(shape, tokenizer, device, dtype, speed, sizes)
+        yield _measured(shape, tokenizer, device, dtype, speed, sizes)
         _free(device)  # out here, where nothing holds the model any more
-    return pd.DataFrame(rows)
 
 
 def notes(table: "pd.DataFrame") -> list[str]:

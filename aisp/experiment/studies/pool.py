@@ -306,9 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seeds = beyond.seed_list(given.seeds)
         limit = None if given.limit is None else whole("limit", given.limit, least=1)
         development = given.set == "development"
-        prompts = (
-            beyond.development() if development else beyond.prompts_of(given.set, given.budget)
-        )
+        prompts = beyond.development() if development else beyond.prompts_of(given.set)
         tuned = contenders.tuned(load(beyond.path_of("tune")), labels)
         methods = contenders.rows(beyond.size(given.budget), tuned, labels)
         policy = load_policy("embedded", device=given.device, dtype=given.dtype)

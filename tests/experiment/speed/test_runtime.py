@@ -131,3 +131,28 @@ def test_on_cuda_the_targets_are_stored_too(
     if "targets" in tables:
         assert tables["targets"]["met"].tolist() == ["yes", "not measured"]
         assert tables["targets"]["measured"].isna().tolist() == [False, True]
+
+
+def test_targets_alone_are_stored_shape_by_shape(tmp_path, monkeypatch):
+    shapes = [[targets.not_measured("one", "why")], [targets.not_measured("two", "why not")]]
+    path, seen = tmp_path / "gpu" / "targets.json", []
+
+    def by_shape(tokenizer, device, sizes):
+        for rows in shapes:
+            if path.exists():
+                seen.append(runtime.read(path).tables["targets"]["shape"].tolist())
+            yield rows
+
+    monkeypatch.setattr(targets, "by_shape", by_shape)
+    runtime.measure_targets(path, torch.device("cpu"), "a command")
+    stored = runtime.read(path)
+    assert seen == [["one"]] and stored.tables["targets"]["shape"].tolist() == ["one", "two"]
+    assert "bfloat16" in runtime.origin(path, stored).data and stored.about["device"] == "cpu"
+
+
+def test_without_a_gpu_no_target_is_measured(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(SystemExit):
+        runtime.main([])
+    assert "finds no GPU" in capsys.readouterr().err

@@ -94,8 +94,6 @@ def test_no_prompt_of_a_trial_is_a_test_prompt():
     trials = {p.id for p in beyond.development()}
     tested = {p.id for p in beyond.prompts_of("builtin")}
     assert len(trials) == beyond.DEVELOPMENT and len(tested) == 32 and not trials & tested
-    larger = {x: [p.id for p in beyond.prompts_of("builtin", x)] for x in beyond.BUDGETS}
-    assert larger[512] == larger[128] and larger[1024] == larger[128][:16]
     with pytest.raises(ValueError, match="set is 'pku'; known: builtin, shp, hh"):
         beyond.prompts_of("pku")
 
@@ -208,8 +206,8 @@ def test_what_rows_had_found_along_the_way_is_computed_once_for_the_files_that_h
     assert (
         path.name == "beyond_builtin_1024_budget.csv" and table["reward"].tolist() == [0.12346] * 2
     )
-    ids = [p.id for p in beyond.prompts_of("builtin", 1024)]
-    assert asked == [([contenders.AISP, contenders.SCORES], ids)] and len(ids) == 16
+    ids = [p.id for p in beyond.prompts_of("builtin")]
+    assert asked == [([contenders.AISP, contenders.SCORES], ids)]
     files["second"].write_text("of another kind\n")  # holds none of these rows
     go()
     assert len(asked) == 1
