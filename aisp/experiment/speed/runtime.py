@@ -269,11 +269,32 @@ def limit(tables: "dict[str, pd.DataFrame]", tokens: int) -> list[str]:
     ]
 
 
-def of_targets(tables: "dict[str, pd.DataFrame]") -> list[str]:
-    """What stands behind each row of the table of targets; or that there is none, and why."""
-    if "targets" in tables:
-        return targets.notes(tables["targets"])
-    return ["Nothing here was measured on a GPU: no target is met or missed."]
+def of_targets(stored: Stored) -> list[str]:
+    """Where the targets were measured, and what stands behind each row of their table.
+
+    Args:
+        stored: a file of `measure` or `measure_targets` that has the table "targets".
+    """
+    about, table = stored.about, stored.tables["targets"]
+    made = f"{about['device']}, {about['dtype'].removeprefix('torch.')}, torch {about['packages']['torch']}"
+    where = f"Random weights on {made}; measured on {about['date']} by `{about['command']}`, "
+    where += f"commit {str(about['commit'])[:7]}. {about['note']}".rstrip()
+    missing = [x for x in targets.SHAPES if x not in set(table["shape"])]
+    left = [f"{', '.join(missing)}: not measured; the run was ended before."] if missing else []
+    return [where, *targets.notes(table), *left]
+
+
+def targets_met(stored: Stored) -> str:
+    """How many of the targets for CUDA are met, and which are not."""
+    table = stored.tables["targets"]
+    table = table[table["met"] != "not measured"]
+    missed = table[table["met"] == "no"]
+    names = "; ".join(
+        f"{row.shape}, {row.name} ({row.measured:.2f} {row.unit}, {row.goal} {row.target:g} wanted)"
+        for row in missed.itertuples(index=False)
+    )
+    said = f"Of {len(table)} targets for CUDA, {len(table) - len(missed)} are met on {stored.about['device']}"
+    return f"{said}; missed: {names}." if names else f"{said}."
 
 
 def memory(table: "pd.DataFrame") -> str:

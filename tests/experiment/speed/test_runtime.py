@@ -156,3 +156,21 @@ def test_without_a_gpu_no_target_is_measured(capsys):
     with pytest.raises(SystemExit):
         runtime.main([])
     assert "finds no GPU" in capsys.readouterr().err
+
+
+def test_targets_that_are_met_missed_and_not_measured_are_told_apart():
+    rows = [targets.SECONDS.row("Llama-3-8B", 14.0, "why"), targets.SHARE.row("Llama-3-8B", 0.41)]
+    rows.append(targets.not_measured("LFM2-1.2B", "it does not fit this GPU's memory"))
+    about = {"device": "NVIDIA X", "dtype": "torch.bfloat16", "packages": {"torch": "2.11.0"}}
+    about |= {"date": "2026-01-01", "command": "a command", "commit": "0123456789", "note": ""}
+    stored = runtime.Stored(about, {"targets": pd.DataFrame(rows)})
+    where, *_, left = runtime.of_targets(stored)
+    assert where == (
+        "Random weights on NVIDIA X, bfloat16, torch 2.11.0; measured on 2026-01-01 by `a command`, "
+        "commit 0123456."
+    )
+    assert left == "Llama-3.2-1B: not measured; the run was ended before."
+    assert runtime.targets_met(stored) == (
+        "Of 2 targets for CUDA, 1 are met on NVIDIA X; missed: Llama-3-8B, share of the bandwidth's "
+        "bound (0.41 of 1, at least 0.6 wanted)."
+    )
