@@ -193,8 +193,9 @@ def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> list[str]:
     """The table's answer at the main budget, by the reward and by the judge, in a first paragraph.
 
     It is of the rows that need no training, and of all sets together where these are stored, else of
-    the built-in one. Then, one by one: where the row stands that it names first on UNSEEN sets, at
-    larger budgets, and where a program checks; and what is highest where more rows are stored.
+    the built-in one. Then, one by one: where the row that it names first, and those that are not told
+    from it, stand on UNSEEN sets, at larger budgets, and where a program checks; and what is highest
+    where more rows are stored.
 
     Args:
         checked: as `answer` takes it.
@@ -219,24 +220,25 @@ def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> list[str]:
     said += f" This is from {name(*main)} ({_counted(records)})."
     if nothing:
         return [said]
-    row = by_reward.first
-    further = [f"{said} {_texts(row, records)}".rstrip()]
+    few = len(by_reward.level) < NAMED and BEST not in by_reward.level
+    rows = [by_reward.first, *(by_reward.level if few else [])]
+    further = [" ".join([said, *(_texts(x, records) for x in rows)]).rstrip()]
     if (UNSEEN, 128) in found:
         where = f"On {NAMES[UNSEEN]} alone, which no choice of rows saw"
-        further.append(_against_best(row, where, found[UNSEEN, 128]))
+        further.append(_against_best(rows, where, found[UNSEEN, 128]))
     for samples in sorted(n for which, n in found if which == "builtin" and n > 128):
         where = f"At {samples:,} samples of the built-in set"
-        further.append(_against_best(row, where, found["builtin", samples]))
+        further.append(_against_best(rows, where, found["builtin", samples]))
     if checked is not None:
         where = "Where a program checks, by how soon a response passes"
-        further.append(_against_best(row, where, checked, {"": "soon"}))
+        further.append(_against_best(rows, where, checked, {"": "soon"}))
     first = found["builtin", 128]
     more = sorted(set(first["label"]) - set(records["label"]) - set(TRAINED))
     if more:
         tops = {by: standing(first, measure, UNTRAINED_ROWS) for by, measure in MEASURED.items()}
         told = "; ".join(f"highest{by} is {_said(top)}" for by, top in tops.items())
         said = f"On the built-in set, which alone has {len(more)} more rows, {told}."
-        unlike = dict.fromkeys(top.first for top in tops.values() if top.first not in (row, BEST))
+        unlike = dict.fromkeys(x.first for x in tops.values() if x.first not in (*rows, BEST))
         further.append(" ".join([said, *(_texts(x, first) for x in unlike)]).rstrip())
     return further
 
@@ -266,15 +268,20 @@ def _counted(records: "pd.DataFrame") -> str:
 
 
 def _against_best(
-    row: str, where: str, records: "pd.DataFrame", measures: Mapping[str, str] = MEASURED
+    rows: Sequence[str],
+    where: str,
+    records: "pd.DataFrame",
+    measures: Mapping[str, str] = MEASURED,
 ) -> str:
-    """One row against best-of-n somewhere, in a sentence."""
+    """Rows against best-of-n somewhere, in a sentence."""
     words = {"higher": "above", "undecided": "not told from", "lower": "below"}
-    if row not in set(records["label"]):
-        return f"{where} {row} is not stored."
-    gaps = {by: declared.nested(records, row, BEST, x).contrast for by, x in measures.items()}
-    told = ", and ".join(f"{words[gap.verdict]} it{by} ({gap.signed})" for by, gap in gaps.items())
-    return f"{where} ({_counted(records)}), against best-of-n, {row} is {told}."
+    said, there = [], set(records["label"])
+    for row in (x for x in rows if x in there):
+        gaps = {by: declared.nested(records, row, BEST, x).contrast for by, x in measures.items()}
+        told = (f"{words[gap.verdict]} it{by} ({gap.signed})" for by, gap in gaps.items())
+        said.append(f"{row} is {', and '.join(told)}")
+    said += [f"{x} is not stored" for x in rows if x not in there]
+    return f"{where} ({_counted(records)}), against best-of-n, {'; '.join(said)}."
 
 
 def published(found: Stored) -> str:

@@ -87,11 +87,11 @@ def _drift(records: "pd.DataFrame") -> "Figure":
     return figures.drift(drift.predictions(records[records["label"].isin(labels)]))
 
 
-def _costs(further: "pd.DataFrame", first: "pd.DataFrame") -> "Figure":
+def _costs(second: "pd.DataFrame", third: "pd.DataFrame", first: "pd.DataFrame") -> "Figure":
     """Of notebook 11: the rows that its figures show, in the seeds that are whole."""
     import pandas as pd
 
-    records = pd.concat([first, further], ignore_index=True)
+    records = pd.concat([first, second, third], ignore_index=True)
     return figures.cost_curves(comparisons.whole_seeds(records, contenders.SHOWN))
 
 
@@ -149,10 +149,12 @@ def _recipes() -> dict[str, Recipe]:
     budget = ("ablations_budget.csv",)
     recipes["ablation_budget"] = Recipe("07_ablations", budget, figures.over_optimization)
     recipes["drift"] = Recipe("10_drift", ("ablations.jsonl",), _drift)
-    for name, file in (("beyond", "beyond_builtin_128"), ("beyond_builtin_512",) * 2):
+    along = {"beyond": "beyond_builtin_128"}
+    along |= {x: x for x in ("beyond_builtin_512", "beyond_builtin_1024")}
+    for name, file in along.items():
         files = (f"{file}_budget.csv",)
         recipes[name] = Recipe("11_beyond", files, figures.over_optimization)
-    costs = ("beyond_builtin_128_third.jsonl", "beyond_builtin_128.jsonl")
+    costs = tuple(f"beyond_builtin_128{x}.jsonl" for x in ("_second", "_third", ""))
     recipes["beyond_costs"] = Recipe("11_beyond", costs, _costs)
     recipes["beyond_leads"] = Recipe("11_beyond", ("beyond_leads.csv",), figures.leads)
     recipes["drift_prefixes"] = Recipe("10_drift", ("drift_prefixes.csv",), _prefix_share)

@@ -165,6 +165,20 @@ def test_the_advice_goes_on_with_larger_budgets():
     assert said[-1].endswith(f"{STEERED} is not stored.")
 
 
+def test_the_advice_follows_the_rows_that_are_level_with_its_first():
+    main = measured({BEST: (0, 0), STEERED: (1, 0), SCORES: (1, 0)})
+    larger = measured({BEST: (0, 0), STEERED: (1, 0), SCORES: (-1, 0)})
+    first, then = recommend.advice({("builtin", 128): main, ("builtin", 512): larger})
+    row, other = (STEERED, SCORES) if f"run {STEERED}" in first else (SCORES, STEERED)
+    assert f"run {row} (not told from it: *{other}*)" in first
+    leads = {
+        x: declared.nested(larger, x, BEST, "reward").contrast.signed for x in (STEERED, SCORES)
+    }
+    assert f"{STEERED} is above it by the reward ({leads[STEERED]})" in then
+    assert f"{SCORES} is below it by the reward ({leads[SCORES]})" in then
+    assert then.index(row) < then.index(other)
+
+
 def test_aisp_as_published_is_set_against_both_controls():
     level = {x: (0, 0) for x in FIRST}
     found = {("builtin", 128): measured(level | {AISP: (0, -1)})}

@@ -91,7 +91,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "fourth": (ALPHA,),
 }
 
-SHOWN = (*GROUPS["first"], SCORES)  # what figures and every set and budget have
+SHOWN = (*GROUPS["first"], MISVO_FREE, SCORES)  # what figures and every set and budget have
 TRAINED = (RAM,)  # what first needs a model trained for the reward
 
 PRIMARY = (STEERED, BEST)
