@@ -8,6 +8,7 @@ from aisp.experiment.report import tables
 from aisp.experiment.studies import declared
 from aisp.experiment.studies.verified import (
     FEW,
+    FURTHER,
     LABELS,
     MEASURES,
     POLICY,
@@ -77,6 +78,11 @@ def measured(records: "pd.DataFrame", prompts: Sequence[Prompt]) -> "pd.DataFram
 def contrasts(measured: "pd.DataFrame") -> "pd.DataFrame":
     """The secondary contrasts of the protocol, as `declared.secondary` has them."""
     return declared.secondary(measured, SECONDARY, PRIMARY, MEASURES)
+
+
+def further_contrasts(measured: "pd.DataFrame") -> "pd.DataFrame":
+    """Those of the row that was declared later: a family of their own."""
+    return declared.secondary(measured, FURTHER, measures=MEASURES)
 
 
 def loopholes(measured: "pd.DataFrame") -> "pd.DataFrame":

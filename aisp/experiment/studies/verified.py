@@ -32,6 +32,9 @@ the notebook at toy size had decoded a few samples.)
   (bootstrap over prompts, then seeds within a prompt) above 0 confirms it, and so on as in notebook 11.
 - Secondary contrasts: `SECONDARY` by all four, and the primary pair by the other three;
   p-values adjusted by Holm together.
+- A further row, MISVO without regularization, declared after all of the above was computed and before it
+  decoded any of these prompts, because it stood highest in notebook 11 by then. Its dial is step_size,
+  with as many trials; its contrasts are `FURTHER`, by all four, a family of their own.
 
     python -m aisp.experiment.studies.verified rates
     python -m aisp.experiment.studies.verified tune
@@ -53,7 +56,15 @@ from aisp.experiment.report import tables
 from aisp.experiment.store.reading import load
 from aisp.experiment.studies import contenders
 from aisp.experiment.studies.beyond import add_options, opened
-from aisp.experiment.studies.contenders import AISP, BEST, NOISE, SCORES, STEERED, Contender
+from aisp.experiment.studies.contenders import (
+    AISP,
+    BEST,
+    MISVO_FREE,
+    NOISE,
+    SCORES,
+    STEERED,
+    Contender,
+)
 from aisp.policy import Policy
 from aisp.prompts import Prompt, load_prompts
 from aisp.provenance import data_path
@@ -75,6 +86,7 @@ ROWS: contenders.Rows = {
         contenders.CONTENDERS[STEERED].method, *_LAM, steered=True, also={"sigma": NOISE}
     ),
     SCORES: Contender({"method": "aisp_scores"}, *_LAM, also={"temperature": BEST}),
+    MISVO_FREE: Contender(contenders.CONTENDERS[MISVO_FREE].method, "step_size", (5.0, 15.0, 50.0)),
 }
 LABELS = [POLICY, *ROWS]
 PRIMARY = (SCORES, BEST)
@@ -86,6 +98,7 @@ SECONDARY = (
     (SCORES, AISP),
     (AISP, NOISE),
 )
+FURTHER = ((MISVO_FREE, BEST), (MISVO_FREE, SCORES))
 MEASURES = ("soon", "strict", "loose", "passing")
 CATEGORIES = ("instructions", "arithmetic")
 SIZES = {"dev": (5, 3), "test": (16, 8)}  # prompts of each category

@@ -37,9 +37,9 @@ def test_rows_take_each_other_s_values_and_their_own_lam():
     assert configs[STEERED].steered == 21 and configs[AISP].alpha == 0.99
     assert configs[SCORES].step_size == 1 and configs[SCORES].weights == "softmax"
     assert len({len(row.tried) for row in verified.ROWS.values()}) == 1
-    assert {x for pair in (*verified.SECONDARY, verified.PRIMARY) for x in pair} == set(
-        verified.ROWS
-    )
+    assert {
+        x for pair in (*verified.SECONDARY, *verified.FURTHER, verified.PRIMARY) for x in pair
+    } == set(verified.ROWS)
 
 
 def test_trials_and_comparison_have_no_prompt_in_common():
