@@ -6,12 +6,12 @@ import pytest
 
 from aisp import load_reward, metrics
 from aisp.experiment.studies import contenders, passing, verified
-from aisp.experiment.studies.contenders import AISP, BEST, NOISE, SCORES, STEERED
+from aisp.experiment.studies.contenders import AISP, BEST, MISVO_FREE, NOISE, SCORES, STEERED
 from aisp.experiment.studies.verified import POLICY
 from aisp.methods import configure
 from aisp.prompts import Prompt
 
-TUNED = {BEST: 0.8, NOISE: 0.35, AISP: 0.15, STEERED: 0.5, SCORES: 0.05}
+TUNED = {BEST: 0.8, NOISE: 0.35, AISP: 0.15, STEERED: 0.5, SCORES: 0.05, MISVO_FREE: 15.0}
 PROMPTS = [
     Prompt(
         f"p{i}",
@@ -36,6 +36,8 @@ def test_rows_take_each_other_s_values_and_their_own_lam():
     assert [configs[x].lam for x in (AISP, STEERED, SCORES)] == [0.15, 0.5, 0.05]
     assert configs[STEERED].steered == 21 and configs[AISP].alpha == 0.99
     assert configs[SCORES].step_size == 1 and configs[SCORES].weights == "softmax"
+    free = configs[MISVO_FREE]
+    assert (free.regularization, free.weights, free.step_size) == ("none", "advantage", 15.0)
     assert len({len(row.tried) for row in verified.ROWS.values()}) == 1
     assert {
         x for pair in (*verified.SECONDARY, *verified.FURTHER, verified.PRIMARY) for x in pair
@@ -190,6 +192,10 @@ def test_the_secondary_contrasts_are_by_all_measures(measured):
     table = passing.contrasts(renamed)
     assert list(table.index) == [f"{AISP} minus {NOISE}, by {x}" for x in verified.MEASURES]
     assert table["difference"].tolist() == pytest.approx([1 / 6, 1 / 3, 1 / 3, 13 / 48])
+    assert passing.further_contrasts(renamed).empty
+    later = measured.assign(label=measured["label"].map({POLICY: BEST, AISP: MISVO_FREE}))
+    table = passing.further_contrasts(later)
+    assert list(table.index) == [f"{MISVO_FREE} minus {BEST}, by {x}" for x in verified.MEASURES]
 
 
 def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
@@ -202,7 +208,7 @@ def test_trials_and_runs_at_toy_size_resume(tiny, tmp_path):
     chosen = verified.tune(policy, reward, **own)
     assert set(chosen) == set(verified.ROWS)
     records = verified.run(policy, reward, seeds=[0, 1], **own)
-    assert records.groupby("label").size().eq(4).all() and len(records) == 4 * 6
+    assert records.groupby("label").size().eq(4).all() and len(records) == 4 * len(verified.LABELS)
     assert all(len(h["solved"]) == 2 for h in records["history"])
     path = verified.path_of("test", "smoke", tmp_path)
     before = path.read_bytes()
