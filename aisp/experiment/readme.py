@@ -22,6 +22,7 @@ from aisp.experiment.report.findings import (
     grouped,
     leader,
 )
+from aisp.experiment.speed import runtime
 from aisp.experiment.store.reading import load
 from aisp.experiment.studies import ablations, dials, places
 from aisp.experiment.studies.main_results import BARE, BASELINE
@@ -58,6 +59,7 @@ def blocks(folder: Path) -> dict[str, str]:
         "tuned": recommend.tuned_gain(compared),
         "advice": _bullets(recommend.advice(compared, checked)),
         "answer": recommend.answer(compared, checked),
+        "targets": runtime.targets_met(runtime.read(folder.parent / "gpu" / "targets.json")),
     }
     records, questions = _ablations(folder / "ablations.jsonl")
     longer = _bullets(_longer(records, questions["drift"]))

@@ -22,46 +22,13 @@ from aisp.experiment.studies.contenders import (
     trial_table,
 )
 from aisp.experiment.studies.places import NAMES, TOGETHER, UNSEEN, Stored, in_order, name
+from aisp.experiment.studies.standing import Standing, advisable, astray, by_measure, standing
 
 if TYPE_CHECKING:
     import pandas as pd
 
-UNTRAINED_ROWS = [x for x in CONTENDERS if x not in TRAINED]
-MEASURED = {" by the reward": "reward", " by the judge": "judged"}
+WORDS = {"higher": "above", "undecided": "not told from", "lower": "below"}
 NAMED = 4  # as many rows are named one by one, where more cannot be told from the highest
-
-
-class Standing(NamedTuple):
-    """Where the rows stand by one measure: the highest, and those that cannot be told from it."""
-
-    first: str
-    lead: Contrast  # of the first one over best-of-n; over itself if best-of-n is first
-    level: list[str]
-
-
-def standing(records: "pd.DataFrame", measure: str, labels: Sequence[str]) -> Standing:
-    """The row that is highest over best-of-n, within prompts and seeds.
-
-    Args:
-        records: with `measure`; of one set and budget.
-        measure: "reward" or "judged".
-        labels: the rows that are compared; those without records are left out.
-    """
-    there = set(finished(records)["label"])
-    leads = {
-        x: declared.nested(records, x, BEST, measure).contrast
-        for x in labels
-        if x in there and x != BEST
-    }
-    first = max(leads, key=lambda x: leads[x].difference)
-    if not leads[first].difference > 0:
-        first = BEST
-    others = [x for x in (BEST, *leads) if x != first]
-    gaps = {x: declared.nested(records, first, x, measure).contrast for x in others}
-    level = [x for x, gap in gaps.items() if gap.verdict != "higher"]
-    # A lead of best-of-n is shown over the row that comes next.
-    lead = leads[first] if first != BEST else min(gaps.values(), key=lambda gap: gap.difference)
-    return Standing(first, lead, level)
 
 
 def checked(folder: Path) -> "pd.DataFrame | None":
@@ -69,7 +36,7 @@ def checked(folder: Path) -> "pd.DataFrame | None":
     path = verified.path_of("test", folder=folder)
     if not path.exists():
         return None
-    records = whole_seeds(load(path), verified.LABELS)
+    records = verified.whole(load(path))
     return passing.measured(records, verified.prompts_of("test")) if len(records) else None
 
 
@@ -78,16 +45,18 @@ def answer(
 ) -> str:
     """A table in Markdown: budgets and sets against what stands highest by reward and by judge.
 
-    Where the highest row needs training, the highest of the others is named too. Without a judge's
-    scores, their column is empty.
+    Where the highest row is not `advisable`, the highest of those that are is named too. Without a
+    judge's scores, their column is empty.
 
     Args:
         checked: records under a program's checks, with their measures: a column of their own, where
             the budget is theirs.
     """
     last = " soonest where a program checks (prompts, seeds) |" if checked is not None else ""
+    judge = {by for of in found.values() for by, x in by_measure(of).items() if x != "reward"}
+    heading = f"highest{min(judge, default=' by the judge')}"
     lines = [
-        f"| samples | prompts, seeds | highest by the reward | highest by the judge |{last}",
+        f"| samples | prompts, seeds | highest by the reward | {heading} |{last}",
         "|---|---|---|---|" + "---|" * bool(last),
     ]
     for (which, samples), records in in_order(found):
@@ -95,7 +64,7 @@ def answer(
         seeds = whole["seed"].nunique()
         cells = [
             _cell(records, measure, list(CONTENDERS)) if measure in records else ""
-            for measure in ("reward", "judged")
+            for measure in by_measure(records).values()
         ]
         size = f"{NAMES[which]} {whole['prompt'].nunique()}, {seeds}"
         if checked is not None:
@@ -111,11 +80,11 @@ def _checked_cell(checked: "pd.DataFrame") -> str:
 
 
 def _cell(records: "pd.DataFrame", measure: str, labels: Sequence[str]) -> str:
-    top = standing(records, measure, labels)
-    if top.first not in TRAINED:
+    top, able = standing(records, measure, labels), advisable(records)
+    if top.first in able:
         return _said(top)
-    others = standing(records, measure, [x for x in labels if x not in TRAINED])
-    return f"{_said(top)}; without training {_said(others)}"
+    others = standing(records, measure, [x for x in labels if x in able])
+    return f"{_said(top)}; of the rows that can be advised {_said(others)}"
 
 
 def _said(found: Standing) -> str:
@@ -171,8 +140,8 @@ def leads(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> "pd.DataFrame":
     """The rows of `contenders.SHOWN` over best-of-n: single sets, all together, every budget.
 
     Returns:
-        Columns: place (`name`), prompts, seeds, label, measure ("reward" or "judged"), difference,
-        low, high (95%, over prompts and seeds, not adjusted), verdict.
+        Columns: place (`name`), prompts, seeds, label, measure ("reward", "judged" or "at_length"),
+        difference, low, high (95%, over prompts and seeds, not adjusted), verdict.
     """
     import pandas as pd
 
@@ -180,7 +149,7 @@ def leads(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> "pd.DataFrame":
     for place, records in in_order({x: of for x, of in found.items() if x[0] != UNSEEN}):
         there = set(records["label"])
         for label in (x for x in SHOWN if x != BEST and x in there):
-            for measure in (x for x in ("reward", "judged") if x in records):
+            for measure in (x for x in ("reward", "judged", "at_length") if x in records):
                 gap = declared.nested(records, label, BEST, measure).contrast
                 seeds = records["seed"].nunique()
                 about = {"place": name(*place), "prompts": gap.prompts, "seeds": seeds}
@@ -192,37 +161,50 @@ def leads(found: Mapping[tuple[str, int], "pd.DataFrame"]) -> "pd.DataFrame":
 def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> list[str]:
     """The table's answer at the main budget, by the reward and by the judge, in a first paragraph.
 
-    It is of the rows that need no training, and of all sets together where these are stored, else of
-    the built-in one. Then, one by one: where the row that it names first, and those that are not told
-    from it, stand on UNSEEN sets, at larger budgets, and where a program checks; and what is highest
-    where more rows are stored.
+    It is of `advisable` rows, and of all sets together where these are stored, else of the built-in one.
+    Then, one by one: rows that stand higher and are not advised; where the row that it names first, and
+    those that are not told from it, stand on UNSEEN sets, at larger budgets, and where a program checks;
+    and what is highest where more rows are stored.
 
     Args:
         checked: as `answer` takes it.
     """
     main = _main(found)
     records = found[main]
-    by_reward, by_judge = (standing(records, m, UNTRAINED_ROWS) for m in ("reward", "judged"))
+    able, (judged_by, judge) = advisable(records), list(by_measure(records).items())[1]
+    by_reward = standing(records, "reward", able)
+    leads = [
+        declared.nested(records, x, BEST, judge).contrast
+        for x in able
+        if x != BEST and x in set(records["label"])
+    ]
+    above = [f"{x.first} ({x.signed})" for x in leads if x.verdict == "higher"]
+    length = " and at equal length" * (judge == "at_length")
     nothing = by_reward.first == BEST or by_reward.lead.verdict != "higher"
     if nothing:
         said = "By the reward no row is told from best-of-n at its tuned temperature: run that."
     else:
         others = f" (not told from it: {_listed(by_reward.level)})" * bool(by_reward.level)
         said = f"**If a learned reward is what you want**, run {by_reward.first}{others}."
-    if BEST in (by_judge.first, *by_judge.level):
+    if not above:
         said += (
             " **If it only stands in for what you want**, best-of-n at a tuned temperature will do: "
-            "by a judge that was not optimized, no row is above it."
+            f"by a judge that was not optimized{length}, no row is above it."
         )
     else:
-        said += f" **By a judge that was not optimized**, {by_judge.first} stands above best-of-n "
-        said += f"({by_judge.lead.signed})."
+        said += (
+            f" **By a judge that was not optimized**{length}, above best-of-n: {', '.join(above)}."
+        )
     said += f" This is from {name(*main)} ({_counted(records)})."
     if nothing:
         return [said]
     few = len(by_reward.level) < NAMED and BEST not in by_reward.level
     rows = [by_reward.first, *(by_reward.level if few else [])]
     further = [" ".join([said, *(_texts(x, records) for x in rows)]).rstrip()]
+    ahead = declared.nested(records, rows[0], BEST).contrast.difference
+    for x in astray(records):
+        if declared.nested(records, x, BEST).contrast.difference > ahead:
+            further.append(_stray(x, records, judged_by, judge))
     if (UNSEEN, 128) in found:
         where = f"On {NAMES[UNSEEN]} alone, which no choice of rows saw"
         further.append(_against_best(rows, where, found[UNSEEN, 128]))
@@ -235,9 +217,9 @@ def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> list[str]:
     first = found["builtin", 128]
     more = sorted(set(first["label"]) - set(records["label"]) - set(TRAINED))
     if more:
-        tops = {by: standing(first, measure, UNTRAINED_ROWS) for by, measure in MEASURED.items()}
+        tops = {by: standing(first, x, advisable(first)) for by, x in by_measure(first).items()}
         told = "; ".join(f"highest{by} is {_said(top)}" for by, top in tops.items())
-        said = f"On the built-in set, which alone has {len(more)} more rows, {told}."
+        said = f"Of all rows of the built-in set that can be advised, {told}."
         unlike = dict.fromkeys(x.first for x in tops.values() if x.first not in (*rows, BEST))
         further.append(" ".join([said, *(_texts(x, first) for x in unlike)]).rstrip())
     return further
@@ -245,14 +227,30 @@ def advice(found: Stored, checked: "pd.DataFrame | None" = None) -> list[str]:
 
 def _texts(row: str, records: "pd.DataFrame") -> str:
     """How the responses of a row differ from those of best-of-n, where that was measured."""
-    if not {"coherence", "surprisal"} <= set(records):
+    columns = ("coherence", "per_token", "length")
+    if not set(columns) <= set(records):
         return ""
-    coherence, surprisal = (
-        declared.nested(records, row, BEST, x).contrast.signed for x in ("coherence", "surprisal")
+    coherence, surprisal, length = (
+        declared.nested(records, row, BEST, x).contrast.signed for x in columns
     )
     return (
         f"Responses of {row} differ from those of best-of-n by {coherence} in coherence with the "
-        f"prompt, and by {surprisal} nats in surprisal under the policy."
+        f"prompt, by {surprisal} nats per token in surprisal under the policy, and by {length} tokens."
+    )
+
+
+def _stray(row: str, records: "pd.DataFrame", judged_by: str, judge: str) -> str:
+    """Why a row is not advised that stands higher than the one that is."""
+    by_reward, by_judge = (
+        declared.nested(records, row, BEST, x).contrast for x in ("reward", judge)
+    )
+    means = finished(records).groupby("label")[["per_token", "length"]].mean()
+    own, best = means.loc[row], means.loc[BEST]
+    return (
+        f"**Not advised: {row}.** It stands higher by the reward ({by_reward.signed} over best-of-n), "
+        f"but its responses leave what the policy says: {own['per_token']:.1f} nats per token in "
+        f"surprisal, where best-of-n has {best['per_token']:.1f}, and {own['length']:.0f} tokens for "
+        f"{best['length']:.0f};{judged_by} it is {WORDS[by_judge.verdict]} best-of-n ({by_judge.signed})."
     )
 
 
@@ -271,14 +269,14 @@ def _against_best(
     rows: Sequence[str],
     where: str,
     records: "pd.DataFrame",
-    measures: Mapping[str, str] = MEASURED,
+    measures: Mapping[str, str] | None = None,
 ) -> str:
-    """Rows against best-of-n somewhere, in a sentence."""
-    words = {"higher": "above", "undecided": "not told from", "lower": "below"}
+    """Rows against best-of-n somewhere, in a sentence; by the reward and the judge if nothing else is given."""
+    measures = by_measure(records) if measures is None else measures
     said, there = [], set(records["label"])
     for row in (x for x in rows if x in there):
         gaps = {by: declared.nested(records, row, BEST, x).contrast for by, x in measures.items()}
-        told = (f"{words[gap.verdict]} it{by} ({gap.signed})" for by, gap in gaps.items())
+        told = (f"{WORDS[gap.verdict]} it{by} ({gap.signed})" for by, gap in gaps.items())
         said.append(f"{row} is {', and '.join(told)}")
     said += [f"{x} is not stored" for x in rows if x not in there]
     return f"{where} ({_counted(records)}), against best-of-n, {'; '.join(said)}."
@@ -325,7 +323,7 @@ def _told(table: "pd.DataFrame", pairs: Mapping[tuple[str, str], str]) -> str:
 def tuned_gain(found: Stored) -> str:
     """AISP as published minus best-of-n at its tuned temperature, by the reward and by the judge."""
     main = _main(found)
-    gaps = {x: declared.nested(found[main], AISP, BEST, x).contrast for x in MEASURED.values()}
+    gaps = {x: declared.nested(found[main], AISP, BEST, x).contrast for x in ("reward", "judged")}
     return f"{gaps['reward'].signed} by the reward, {gaps['judged'].signed} by the judge"
 
 

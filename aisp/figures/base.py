@@ -175,7 +175,7 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
         import seaborn as sns
 
         colors = sns.husl_palette(len(others), l=0.5).as_hex()
-    marks, lines = "osD^vP", ("-", "--", "-.")
+    marks, lines = "osDP^v", ("-", "--", "-.")
     further = {
         x: Look(color, marks[i % len(marks)], lines[i % len(lines)])
         for i, (x, color) in enumerate(zip(others, colors, strict=False))

@@ -97,7 +97,7 @@ def _costs(second: "pd.DataFrame", third: "pd.DataFrame", first: "pd.DataFrame")
 
 def _solved(records: "pd.DataFrame") -> "Figure":
     """Of notebook 12: in the seeds that are whole."""
-    whole = comparisons.whole_seeds(records, verified.LABELS)
+    whole = verified.whole(records)
     measured = passing.measured(whole, verified.prompts_of("test"))
     return figures.solved_curves(measured, passing.pass_at_k(measured))
 

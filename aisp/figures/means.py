@@ -48,7 +48,7 @@ def paired_differences(records: "pd.DataFrame", first: str, *, draws: int = 2000
 
 @labeled
 def leads(table: "pd.DataFrame") -> "Figure":
-    """Rows over best-of-n: a column for each place, the reward above and the judge below.
+    """Rows over best-of-n: a column for each place, the reward above and the judge below, last at equal length.
 
     Filled where the 95% interval excludes 0.
 
@@ -58,6 +58,7 @@ def leads(table: "pd.DataFrame") -> "Figure":
     import matplotlib.pyplot as plt
 
     titles = {"reward": "by the reward", "judged": "by the judge"}
+    titles["at_length"] = "by the judge,\nat equal length"
     shown = [x for x in titles if x in set(table["measure"])]
     places, labels = list(table["place"].unique()), list(table["label"].unique())[::-1]
     size = (PAGE, 0.5 + (0.35 + 0.2 * len(labels)) * len(shown))

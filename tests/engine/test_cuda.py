@@ -18,6 +18,9 @@ from aisp.engine.decoding import Decoding
 from aisp.engine.perturbation import Perturbation
 from aisp.engine.rollout import rollout
 from aisp.engine.stepper import Stepper
+from aisp.experiment.identity.digests import Digests
+from aisp.experiment.identity.made_with import made_with
+from aisp.experiment.identity.weights import weights_sha256
 from aisp.prompts import Prompt
 from aisp.sampler import AISPConfig, init
 
@@ -162,6 +165,19 @@ def test_perturbations_are_drawn_on_the_device(build, device):
     assert state.U.device.type == device and {g.device.type for g in sources} == {device}
     V = Perturbation(state.U, 4, 0.5, sources)
     assert V.tensor.device.type == device and V.tensor.std() > 0.3
+
+
+@each_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_records_know_a_policy_again_on_another_device(build, device, dtype):
+    here, there = (build(x) for x in ("cpu", device))
+    for policy in (here, there):
+        policy.model.to(dtype)
+    assert weights_sha256(there.model) == weights_sha256(here.model)
+    told = [made_with(x, reward, {"a": AISPConfig()}) for x in (here, there)]
+    assert told[0] == told[1]
+    digests = [Digests().of(p.eos_ids, p.model, p.tokenizer) for p in (here, there)]
+    assert digests[0] == digests[1]
 
 
 # -- waiting, recording and memory ----------------------------------------------------------------

@@ -5,13 +5,14 @@ import pytest
 from fake_runs import measured
 
 from aisp.experiment import recommend
-from aisp.experiment.studies import beyond, declared, places
+from aisp.experiment.studies import beyond, declared, places, standing
 from aisp.experiment.studies.contenders import (
     AISP,
     ALPHA,
     BEST,
     CONTENDERS,
     GROUPS,
+    MISVO_FREE,
     NOISE,
     PRIMARY,
     RAM,
@@ -27,19 +28,19 @@ FIRST = GROUPS["first"]
 
 def test_the_highest_row_and_those_that_are_level_with_it():
     records = measured({BEST: (0, 0), NOISE: (0, 0.02), AISP: (1, -1), STEERED: (1.02, 0)})
-    found = recommend.standing(records, "reward", FIRST)
+    found = standing.standing(records, "reward", FIRST)
     assert found.first in (AISP, STEERED) and len(found.level) == 1
     assert {found.first, *found.level} == {AISP, STEERED}
     assert found.lead == declared.nested(records, found.first, BEST).contrast
     assert found.lead.verdict == "higher"
-    by_judge = recommend.standing(records, "judged", FIRST)
+    by_judge = standing.standing(records, "judged", FIRST)
     assert AISP not in (by_judge.first, *by_judge.level)
     assert {by_judge.first, *by_judge.level} == {BEST, NOISE, STEERED}
 
 
 def test_best_of_n_is_said_to_be_first_where_it_is():
     records = measured({BEST: (1, 1), NOISE: (0, 0), AISP: (0.5, 0)})
-    found = recommend.standing(records, "reward", FIRST)
+    found = standing.standing(records, "reward", FIRST)
     assert (found.first, found.lead.second, found.level) == (BEST, AISP, [])
     assert 0.3 < found.lead.difference < 0.7
     text = recommend.answer({("builtin", 128): records})
@@ -54,7 +55,7 @@ def test_the_advice_is_what_the_standings_are():
     assert "best-of-n at its tuned temperature: run that" in of()
     both = of(**{STEERED: (1, 1)})
     assert f"**If a learned reward is what you want**, run {STEERED}." in both
-    assert f"**By a judge that was not optimized**, {STEERED} stands above" in both
+    assert f"**By a judge that was not optimized**, above best-of-n: {STEERED} (+0." in both
     only = of(**{STEERED: (1, 0), AISP: (1, 0)})
     assert " (not told from it: " in only and "only stands in for what you want" in only
     trained = of(**{STEERED: (1, 1), RAM: (2, 2)})
@@ -65,9 +66,12 @@ def test_where_a_trained_row_is_highest_the_highest_of_the_others_is_named_too()
     records = measured({BEST: (0, 0), RAM: (2, 0), STEERED: (1, 0)})
     lead = {x: declared.nested(records, x, BEST).contrast.signed for x in (RAM, STEERED)}
     text = recommend.answer({("builtin", 128): records})
-    assert f"**{RAM}**, {lead[RAM]} over best-of-n; without training **{STEERED}**" in text
+    assert (
+        f"**{RAM}**, {lead[RAM]} over best-of-n; of the rows that can be advised **{STEERED}**"
+        in text
+    )
     assert f"**{STEERED}**, {lead[STEERED]} over best-of-n" in text
-    assert text.count("without training") == 1  # by the reward alone: by the judge rows are level
+    assert text.count("can be advised") == 1  # by the reward alone: by the judge rows are level
 
 
 def test_many_rows_that_are_level_are_counted():
@@ -179,6 +183,32 @@ def test_the_advice_follows_the_rows_that_are_level_with_its_first():
     assert then.index(row) < then.index(other)
 
 
+def test_a_row_that_leaves_the_policy_is_not_advised_and_it_is_said_why():
+    shifts = {BEST: (0, 0), STEERED: (1, 0), MISVO_FREE: (2, 1)}
+    records = measured(shifts).assign(per_token=1.0, length=40.0, coherence=0.3)
+    records["at_length"] = records["judged"] - 2 * (records["label"] == MISVO_FREE)
+    same = " ".join(recommend.advice({("builtin", 128): records}))
+    assert f"run {MISVO_FREE}." in same and "Not advised" not in same
+    stray = records["label"] == MISVO_FREE
+    records.loc[stray, ["per_token", "length"]] = (2.1, 20.0)
+    first, why = recommend.advice({("builtin", 128): records})
+    assert f"run {STEERED}." in first and "at equal length, no row is above it" in first
+    leads = {
+        x: declared.nested(records, MISVO_FREE, BEST, x).contrast.signed
+        for x in ("reward", "at_length")
+    }
+    assert why == (
+        f"**Not advised: {MISVO_FREE}.** It stands higher by the reward ({leads['reward']} over "
+        "best-of-n), but its responses leave what the policy says: 2.1 nats per token in surprisal, "
+        "where best-of-n has 1.0, and 20 tokens for 40; by the judge at equal length it is below "
+        f"best-of-n ({leads['at_length']})."
+    )
+    row = recommend.answer({("builtin", 128): records}).splitlines()[2]
+    assert f"| **{MISVO_FREE}**, " in row and f"can be advised **{STEERED}**, " in row
+    heading = recommend.answer({("builtin", 128): records}).splitlines()[0]
+    assert "highest by the judge at equal length" in heading
+
+
 def test_aisp_as_published_is_set_against_both_controls():
     level = {x: (0, 0) for x in FIRST}
     found = {("builtin", 128): measured(level | {AISP: (0, -1)})}
@@ -258,16 +288,17 @@ def test_all_sets_together_have_the_rows_and_seeds_that_each_has(tmp_path, monke
     said = " ".join(recommend.advice(stored([])))
     assert "This is from all three sets, 128 samples (36 prompts, 3 seeds)" in said
     assert "On SHP and HH-RLHF alone, which no choice of rows saw (24 prompts, 3 seeds)" in said
-    assert "more rows" not in said
+    assert "Of all rows" not in said
     builtin = sets["builtin"]
     sets["builtin"] = pd.concat([builtin, *(of_row(builtin, x) for x in (UNTRAINED, RAM))])
     more = recommend.advice(stored([]))[-1]
     lead = declared.nested(sets["builtin"], UNTRAINED, BEST).contrast.signed
     assert more.startswith(
-        "On the built-in set, which alone has 1 more rows, highest by the reward"
+        "Of all rows of the built-in set that can be advised, highest by the reward"
     )
     assert f"is **{UNTRAINED}**, {lead} over best-of-n; highest by the judge is " in more
-    columns = {"coherence": builtin["reward"] / 10, "surprisal": -builtin["judged"]}
+    columns = {"coherence": builtin["reward"] / 10, "surprisal": 40 + builtin["judged"] / 10}
+    columns["length"] = 40.0
     sets["builtin"] = pd.concat(
         [builtin.assign(**columns), of_row(builtin.assign(**columns), UNTRAINED)]
     )

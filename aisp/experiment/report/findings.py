@@ -74,7 +74,8 @@ def contrast(
         raise ValueError(f"measure is {measure!r}; the records have: {', '.join(records.columns)}")
     found = paired(records.assign(reward=records[measure]), first, second, **options)
     size = (found["difference"], found["low"], found["high"])
-    name = {"judged": "judge"}.get(measure, measure)
+    names = {"judged": "judge", "at_length": "judge at equal length"}
+    name = names.get(measure, measure)
     return Contrast(first, second, int(found["prompts"]), *size, name)
 
 

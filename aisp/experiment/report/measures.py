@@ -68,6 +68,42 @@ def measure(
     return records.join(pd.DataFrame({k: v.numpy() for k, v in values.items()}, index=whole.index))
 
 
+def at_length(
+    records: "pd.DataFrame", base: str, prompts: Sequence[Prompt], judge: Reward
+) -> "pd.DataFrame":
+    """How far the judge prefers a response to that of `base`, both cut to the words of the shorter one.
+
+    A judge that likes short responses, or long ones, prefers a row for nothing but its length. NaN
+    where `measure` has none, and where either response has no word.
+
+    Args:
+        base: a label, whose response to the same prompt and seed is the other one.
+
+    Returns:
+        Columns label, prompt, seed, at_length; of base's own responses 0.
+    """
+    import pandas as pd
+
+    whole = finished(records).drop_duplicates(["label", "prompt", "seed"])
+    own = whole[whole["label"] == base].set_index(["prompt", "seed"])["response"]
+    by_id = {p.id: p for p in prompts}
+    kept, pairs = [], []
+    for row in whole.itertuples(index=False):
+        one, other = row.response, own.get((row.prompt, row.seed), "")
+        hidden = by_id[row.prompt].source in UNPUBLISHED and "…" in one + other
+        words = min(len(one.split()), len(other.split()))
+        if words and not hidden:
+            kept.append((row.label, row.prompt, row.seed))
+            pairs.append([" ".join(text.split()[:words]) for text in (one, other)])
+    answered = [by_id[prompt] for _, prompt, _ in kept]
+    first, second = (
+        measure_or_nan("judge", judge.score, answered, list(texts))
+        for texts in zip(*pairs, strict=True)
+    )
+    found = pd.DataFrame(kept, columns=["label", "prompt", "seed"])
+    return found.assign(at_length=(first - second).numpy())
+
+
 def measured(
     records: "pd.DataFrame",
     path: Path,

@@ -280,7 +280,7 @@ def of_targets(stored: Stored) -> list[str]:
     where = f"Random weights on {made}; measured on {about['date']} by `{about['command']}`, "
     where += f"commit {str(about['commit'])[:7]}. {about['note']}".rstrip()
     missing = [x for x in targets.SHAPES if x not in set(table["shape"])]
-    left = [f"{', '.join(missing)}: not measured; the run was ended before."] if missing else []
+    left = [f"{', '.join(missing)}: not measured."] if missing else []
     return [where, *targets.notes(table), *left]
 
 

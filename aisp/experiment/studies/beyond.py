@@ -59,6 +59,10 @@ The protocol, written down before any prompt of a test set was decoded by it:
   names the highest of the others beside it, and its advice is of the others alone. (Declared before RAM
   decoded any of these test prompts at its tuned temperature; that it led by the reward at another
   temperature was known from notebook 06.)
+- Not declared, and added after all of the above was computed: an independent review found that the responses of
+  MISVO without regularization are no texts, and that the judge prefers short ones. So the judge is also asked at
+  equal length (`measures.at_length`), and a row whose responses have more than twice best-of-n's surprisal per
+  token under the policy is not advised (`standing.astray`). The declared contrasts stay as they were.
 
     python -m aisp.experiment.studies.beyond tune
     python -m aisp.experiment.studies.beyond run --set builtin --budget 128 --seeds 0,1,2
@@ -81,7 +85,15 @@ from aisp.experiment.profiles import PROFILES, TOYS, records_path
 from aisp.experiment.report import measures, tables
 from aisp.experiment.store.reading import load
 from aisp.experiment.studies import ablations
-from aisp.experiment.studies.contenders import GROUPS, of_groups, rows, trials, tried, tuned
+from aisp.experiment.studies.contenders import (
+    BEST,
+    GROUPS,
+    of_groups,
+    rows,
+    trials,
+    tried,
+    tuned,
+)
 from aisp.policy import Policy, load_policy
 from aisp.prompts import Prompt, load_prompts
 from aisp.rewards.base import Reward
@@ -254,6 +266,34 @@ def along(
     about = {"policy": policy.name, "judge": judge.name, "seeds": seeds, "labels": labels}
     path = files["first"].with_name(f"{files['first'].stem}_budget.csv")
     return measures.computed_once(path, sources, compute, **about), path
+
+
+def at_length(
+    which: str,
+    samples: int,
+    records: "pd.DataFrame",
+    judge: Reward,
+    profile: str = "cpu",
+    folder: Path | None = None,
+) -> "pd.DataFrame":
+    """`measures.at_length` against best-of-n, kept beside the records; see `along`.
+
+    Args:
+        records: all of one of SETS and BUDGETS.
+    """
+    files = paths(which, samples, profile, folder)
+
+    def compute() -> "pd.DataFrame":
+        return measures.at_length(records, BEST, prompts_of(which, profile), judge).round(5)
+
+    path = length_path(files["first"])
+    sources = [x for x in files.values() if x.exists()]
+    return measures.computed_once(path, sources, compute, judge=judge.name, base=BEST)
+
+
+def length_path(first: Path) -> Path:
+    """Where `at_length` lies beside the records of the first group."""
+    return first.with_name(f"{first.stem}.at_length.csv")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

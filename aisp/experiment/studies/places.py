@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from aisp.experiment.report import measures
 from aisp.experiment.report.comparisons import whole_seeds
 from aisp.experiment.store.reading import load
-from aisp.experiment.studies.beyond import BUDGETS, SETS, paths
+from aisp.experiment.studies.beyond import BUDGETS, SETS, length_path, paths
 from aisp.experiment.studies.contenders import GROUPS
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def stored(folder: Path) -> Stored:
 
     A row of another group than the first joins where it is whole in all seeds that the first is.
     For POOLED sets that are all stored, (UNSEEN, samples) and (TOGETHER, samples) have the rows and
-    seeds common to them.
+    seeds common to them. Further columns: `per_token`, surprisal in nats per token of the response, and
+    `at_length` where that is stored (`measures.at_length`).
 
     Args:
         folder: data/results/<profile>/.
@@ -43,12 +44,24 @@ def stored(folder: Path) -> Stored:
             if judged:
                 records = comparable(pd.concat(judged, ignore_index=True))
                 if len(records):
-                    found[which, samples] = records
+                    beside = length_path(paths(which, samples, folder=folder)["first"])
+                    found[which, samples] = _with_columns(records, beside)
         for pool, sets in POOLED.items():
             each = [found[which, samples] for which in sets if (which, samples) in found]
             if len(each) == len(sets) and len(common := _common(each)):
                 found[pool, samples] = common
     return found
+
+
+def _with_columns(records: "pd.DataFrame", beside: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    if {"surprisal", "length"} <= set(records):
+        records = records.assign(per_token=records["surprisal"] / records["length"])
+    if not beside.exists():
+        return records
+    keys = ["label", "prompt", "seed"]
+    return records.merge(pd.read_csv(beside), on=keys, how="left", validate="1:1")
 
 
 def _common(each: "Sequence[pd.DataFrame]") -> "pd.DataFrame":

@@ -53,6 +53,7 @@ from aisp.checks import choice
 from aisp.experiment import records as experiment
 from aisp.experiment.profiles import PROFILES, TOYS, file_name, records_path
 from aisp.experiment.report import tables
+from aisp.experiment.report.comparisons import whole_seeds
 from aisp.experiment.store.reading import load
 from aisp.experiment.studies import contenders
 from aisp.experiment.studies.beyond import add_options, opened
@@ -85,8 +86,8 @@ ROWS: contenders.Rows = {
     STEERED: Contender(
         contenders.CONTENDERS[STEERED].method, *_LAM, steered=True, also={"sigma": NOISE}
     ),
-    SCORES: Contender({"method": "aisp_scores"}, *_LAM, also={"temperature": BEST}),
     MISVO_FREE: Contender(contenders.CONTENDERS[MISVO_FREE].method, "step_size", (5.0, 15.0, 50.0)),
+    SCORES: Contender({"method": "aisp_scores"}, *_LAM, also={"temperature": BEST}),
 }
 LABELS = [POLICY, *ROWS]
 PRIMARY = (SCORES, BEST)
@@ -240,6 +241,14 @@ def run(
     for seed in seeds:
         found = experiment.run(path, methods, prompts, policy, reward, seeds=[seed], **options)
     return found
+
+
+def whole(records: "pd.DataFrame") -> "pd.DataFrame":
+    """The seeds in which all rows of the protocol are whole, and a row declared later if it is in these."""
+    later = {first for first, _ in FURTHER}
+    first = whole_seeds(records, [x for x in LABELS if x not in later])
+    both = whole_seeds(records, LABELS)
+    return both if set(both["seed"]) == set(first["seed"]) else first
 
 
 def soon(history: dict[str, list[float]]) -> float:

@@ -169,7 +169,7 @@ def test_targets_that_are_met_missed_and_not_measured_are_told_apart():
         "Random weights on NVIDIA X, bfloat16, torch 2.11.0; measured on 2026-01-01 by `a command`, "
         "commit 0123456."
     )
-    assert left == "Llama-3.2-1B: not measured; the run was ended before."
+    assert left == "Llama-3.2-1B: not measured."
     assert runtime.targets_met(stored) == (
         "Of 2 targets for CUDA, 1 are met on NVIDIA X; missed: Llama-3-8B, share of the bandwidth's "
         "bound (0.41 of 1, at least 0.6 wanted)."

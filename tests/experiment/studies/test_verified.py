@@ -222,3 +222,20 @@ def test_a_bad_command_says_what_is_wrong(capsys):
     with pytest.raises(SystemExit):
         verified.main(["run", "--seeds", "0,x"])
     assert "seeds is '0,x'; it must be different whole numbers" in capsys.readouterr().err
+
+
+def test_a_row_declared_later_joins_where_it_is_whole_and_hides_nothing_else():
+    rows = [
+        {"label": label, "prompt": p, "seed": seed, "reward": 1.0, "interrupted": False}
+        for label in verified.LABELS
+        for p in ("a", "b")
+        for seed in (0, 1)
+    ]
+    records = pd.DataFrame(rows)
+    assert set(verified.whole(records)["label"]) == set(verified.LABELS)
+    partly = records[~((records["label"] == MISVO_FREE) & (records["seed"] == 1))]
+    found = verified.whole(partly)
+    assert set(found["label"]) == set(verified.LABELS) - {MISVO_FREE} and set(found["seed"]) == {
+        0,
+        1,
+    }
