@@ -283,7 +283,7 @@ def _against_best(
 
 
 def published(found: Stored) -> str:
-    """AISP as published against best-of-n at its tuned temperature and noise only, in two sentences."""
+    """AISP as published against best-of-n at its tuned temperature and noise only, in sentences."""
     main = _main(found)
     table = declared.secondary(found[main], SECONDARY["first"], PRIMARY)
     pairs = {
@@ -291,7 +291,12 @@ def published(found: Stored) -> str:
         (AISP, NOISE): "minus noise only",
     }
     where = f"**AISP as published**, in {name(*main)} ({_counted(found[main])})"
-    return f"{where}: {_told(table, pairs)}"
+    said = f"{where}: {_told(table, pairs)}"
+    if "at_length" in found[main]:
+        gap = declared.nested(found[main], AISP, BEST, "at_length").contrast
+        said += f" At equal length, which was not declared, the judge has it {WORDS[gap.verdict]} "
+        said += f"best-of-n: {gap.signed}."
+    return said
 
 
 def parts(found: Stored) -> str:

@@ -224,6 +224,11 @@ def test_aisp_as_published_is_set_against_both_controls():
     told = f"told from 0 of these: {AISP} minus {BEST}, by judge, {AISP} minus {NOISE}, by judge."
     assert f"with the 15 secondary contrasts, {told}" in said
     assert recommend.published({("builtin", 128): measured(level)}).endswith("these: none.")
+    cut = found["builtin", 128].assign(at_length=found["builtin", 128]["judged"])
+    gap = declared.nested(cut, AISP, BEST, "at_length").contrast.signed
+    assert recommend.published({("builtin", 128): cut}) == (
+        f"{said} At equal length, which was not declared, the judge has it below best-of-n: {gap}."
+    )
     assert recommend.parts(found) == ""
     both = {("builtin", 128): measured(level | {STEERED: (1, 0), VARIATE: (1, 0), ALPHA: (1, 0)})}
     said = recommend.parts(both)
