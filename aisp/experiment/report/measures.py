@@ -96,11 +96,13 @@ def at_length(
             kept.append((row.label, row.prompt, row.seed))
             pairs.append([" ".join(text.split()[:words]) for text in (one, other)])
     answered = [by_id[prompt] for _, prompt, _ in kept]
+    found = pd.DataFrame(kept, columns=["label", "prompt", "seed"])
+    if not kept:
+        return found.assign(at_length=[])
     first, second = (
         measure_or_nan("judge", judge.score, answered, list(texts))
         for texts in zip(*pairs, strict=True)
     )
-    found = pd.DataFrame(kept, columns=["label", "prompt", "seed"])
     return found.assign(at_length=(first - second).numpy())
 
 

@@ -36,6 +36,8 @@ def standing(records: "pd.DataFrame", measure: str, labels: Sequence[str]) -> St
         for x in labels
         if x in there and x != BEST
     }
+    if not leads:
+        return Standing(BEST, declared.nested(records, BEST, BEST, measure).contrast, [])
     first = max(leads, key=lambda x: leads[x].difference)
     if not leads[first].difference > 0:
         first = BEST

@@ -57,6 +57,8 @@ def test_at_equal_length_a_judge_of_length_prefers_nothing():
     table = found.set_index(["label", "prompt"])["at_length"]
     assert table["row"].to_dict() == pytest.approx({"p0": 0.2, "p1": 0.0})  # no word, no value
     assert set(table["base"].index) == {"p0", "p1", "p2"} and not table["base"].any()
+    silent = pd.DataFrame(rows).assign(response="")
+    assert at_length(silent, "base", prompts, Short()).empty
 
 
 def test_kept_measures_are_read_without_a_model_and_none_where_there_are_none(tmp_path):

@@ -25,6 +25,12 @@ def test_rows_that_need_training_or_leave_the_policy_cannot_be_advised():
     assert standing.astray(records.drop(columns="per_token")) == []
 
 
+def test_best_of_n_alone_stands_for_itself():
+    alone = measured({BEST: (0, 0), MISVO_FREE: (2, 2)}).assign(per_token=1.0)
+    found = standing.standing(alone, "reward", [BEST])
+    assert (found.first, found.level, found.lead.difference) == (BEST, [], 0)
+
+
 def test_the_judge_is_the_one_at_equal_length_where_it_is_stored():
     records = of_texts()
     assert list(standing.by_measure(records).values()) == ["reward", "at_length"]
