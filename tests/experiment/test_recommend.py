@@ -184,12 +184,12 @@ def test_the_advice_follows_the_rows_that_are_level_with_its_first():
 
 
 def test_a_row_that_leaves_the_policy_is_not_advised_and_it_is_said_why():
-    shifts = {BEST: (0, 0), STEERED: (1, 0), MISVO_FREE: (2, 1)}
+    shifts = {BEST: (0, 0), AISP: (-1, -1), STEERED: (1, 0), MISVO_FREE: (2, 1)}
     records = measured(shifts).assign(per_token=1.0, length=40.0, coherence=0.3)
     records["at_length"] = records["judged"] - 2 * (records["label"] == MISVO_FREE)
     same = " ".join(recommend.advice({("builtin", 128): records}))
     assert f"run {MISVO_FREE}." in same and "Not advised" not in same
-    stray = records["label"] == MISVO_FREE
+    stray = records["label"].isin([MISVO_FREE, AISP])  # of which AISP stands no higher
     records.loc[stray, ["per_token", "length"]] = (2.1, 20.0)
     first, why = recommend.advice({("builtin", 128): records})
     assert f"run {STEERED}." in first and "at equal length, no row is above it" in first
