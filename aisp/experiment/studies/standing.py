@@ -95,7 +95,7 @@ def texts(records: "pd.DataFrame") -> "pd.DataFrame":
 def text_findings(records: "pd.DataFrame") -> list[str]:
     """Which shown rows the judge still prefers at equal length, and which leave the policy."""
     said = []
-    if "at_length" in records:
+    if {"judged", "at_length"} <= set(records):
         there = [x for x in SHOWN if x in set(records["label"]) and x != BEST]
         gaps = [declared.nested(records, x, BEST, "at_length").contrast for x in there]
         kinds = {"higher": "above best-of-n", "lower": "below it", "undecided": "not told from it"}
